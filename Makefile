@@ -1,0 +1,89 @@
+# Two commands for a newcomer: `make demo` and `make test`. Each sets up what it needs and then does its job.
+#
+#   make demo    score the example explanations and compare with the usual way
+#   make test    all tests that need no GPU
+#   make lint    ruff, the format check and mypy
+#   make bench   the CPU benchmarks (minutes; stop other work first)
+#   make gpu     the tests on CUDA, then the GPU benchmarks, with this machine's own python3
+#   make clean   remove the environment and what the tools left behind
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-cpu test-interpreter test-compile lint format coverage bench gpu clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# torch by its exact pin: an open range would pull gigabytes of CUDA on a machine that has no GPU.
+TORCH := $(shell grep -E '^torch==' constraints.txt)
+# The oldest Triton that is supported: kernels are compiled ahead of time with it as well.
+TRITON_OLDEST := 3.6.0
+
+export HF_HUB_OFFLINE ?= 1
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+$(VENV)/.ready: constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fastreward needs Python >= 3.11, this is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12 ...")'
+	@echo "Setting up $(VENV) (once; a minute or two) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "pip>=25"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(TORCH)
+	@# A CUDA torch pins a Triton of its own; only a CPU torch leaves the choice to the constraints.
+	@$(BIN)/python -c 'import torch; print(torch.version.cuda or "cpu")' > $(VENV)/torch-build
+	@if [ "$$(cat $(VENV)/torch-build)" = cpu ]; then cp constraints.txt $(VENV)/constraints.txt; \
+	  else grep -v '^triton==' constraints.txt > $(VENV)/constraints.txt; fi
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[dev]'
+	@touch $@
+
+setup: $(VENV)/.ready
+
+demo: setup
+	@$(BIN)/python examples/demo.py
+
+test: test-cpu test-interpreter test-compile
+
+test-cpu: setup
+	$(BIN)/python -m pytest -q tests
+
+# A process of its own: Triton reads TRITON_INTERPRET when a kernel module is imported.
+test-interpreter: setup
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/ops
+
+$(VENV)/triton-$(TRITON_OLDEST)/.ready: $(VENV)/.ready
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+	  --target $(VENV)/triton-$(TRITON_OLDEST) triton==$(TRITON_OLDEST)
+	@touch $@
+
+# The same compilation under the oldest supported Triton; `test-cpu` ran it under the installed one.
+test-compile: $(VENV)/triton-$(TRITON_OLDEST)/.ready
+	PYTHONPATH=$(VENV)/triton-$(TRITON_OLDEST) $(BIN)/python -m pytest -q tests/kernels
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+coverage: setup
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -q tests
+	TRITON_INTERPRET=1 $(BIN)/coverage run --append -m pytest -q tests/ops
+	$(BIN)/coverage report --skip-covered --show-missing
+
+bench: setup
+	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+# For a machine whose python3 already holds CUDA torch: no environment is made and nothing is fetched.
+gpu:
+	$(PYTHON) -m pytest -q tests
+	$(PYTHON) benchmarks/gpu_suite.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

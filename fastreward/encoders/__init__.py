@@ -1,0 +1,1 @@
+"""Encoders: checkpoints, the protocol that back-ends follow, and the packed encoder."""

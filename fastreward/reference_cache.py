@@ -1,0 +1,98 @@
+"""Vectors of reference texts, encoded once a run and kept within a bound of bytes."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastreward.errors import InputError
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """Vectors of the texts that were asked for.
+
+    Attributes:
+        vectors: [R, D], fp32, in the order of the texts.
+        hits: Distinct texts that were known.
+        misses: Distinct texts that were encoded.
+    """
+
+    vectors: Tensor
+    hits: int
+    misses: int
+
+
+class ReferenceCache:
+    """Least-recently-used cache from text to vector; safe to use from several threads.
+
+    A text that several threads ask for at once is encoded by one of them.
+
+    Args:
+        max_bytes: Bound on the vectors and texts that are kept; 0 keeps nothing.
+
+    Raises:
+        InputError: If `max_bytes` is negative.
+
+    Example:
+        >>> cache = ReferenceCache(max_bytes=1 << 20)
+        >>> cache.look_up(["a"], lambda texts: torch.ones(len(texts), 2)).misses
+        1
+        >>> cache.look_up(["a", "b"], lambda texts: torch.ones(len(texts), 2)).hits
+        1
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        if max_bytes < 0:
+            raise InputError("a cache size of 0 bytes or more", str(max_bytes), "Pass 0 to keep nothing.")
+        self._max_bytes = max_bytes
+        self._size_bytes = 0
+        self._vectors: OrderedDict[str, Tensor] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the vectors and texts that are kept now."""
+        return self._size_bytes
+
+    def __len__(self) -> int:
+        return len(self._vectors)
+
+    def look_up(self, texts: Sequence[str], encode: Callable[[list[str]], Tensor]) -> Lookup:
+        """Return the vectors of distinct texts, encoding those that are not known.
+
+        Args:
+            texts: R distinct texts, at least one.
+            encode: Gives the vectors [M, D] of M texts.
+        """
+        with self._lock:
+            missing = [text for text in texts if text not in self._vectors]
+            found = dict(zip(missing, encode(missing), strict=True)) if missing else {}
+            for text in texts:
+                if text not in found:
+                    self._vectors.move_to_end(text)
+                    found[text] = self._vectors[text]
+            vectors = torch.stack([found[text] for text in texts])
+            for text in missing:
+                self._keep(text, found[text])
+        return Lookup(vectors, hits=len(texts) - len(missing), misses=len(missing))
+
+    def _keep(self, text: str, vector: Tensor) -> None:
+        size = _size_bytes(text, vector)
+        if size > self._max_bytes:
+            return
+        # A copy of its own: a row of a larger tensor would keep all of it alive.
+        self._vectors[text] = vector.clone()
+        self._size_bytes += size
+        while self._size_bytes > self._max_bytes:
+            self._size_bytes -= _size_bytes(*self._vectors.popitem(last=False))
+
+
+def _size_bytes(text: str, vector: Tensor) -> int:
+    return sys.getsizeof(text) + vector.numel() * vector.element_size()

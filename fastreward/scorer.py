@@ -1,0 +1,318 @@
+"""Scorer: texts → scores. Dedupe → reference cache → tokenise → pack → encode → score → scatter back."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from fastreward.encoders.checkpoint import DEFAULT_ENCODER
+from fastreward.engine import Engine, LongTexts, ScorerConfig, ScorerStats, shared_engine
+from fastreward.errors import InputError, NonFiniteError
+from fastreward.ops.pooled_cosine import Pooling, cosine_of_pairs
+from fastreward.tokenization import Tokenizer
+
+__all__ = ["DEFAULT_ENCODER", "Scorer", "ScorerStats"]
+
+# Pairs that are scored at once from unit vectors: bounds the memory of what is gathered for them.
+PAIRS_AT_ONCE: Final = 16384
+
+
+class Scorer:
+    """Scores texts against references by the cosine of their embeddings.
+
+    A text that occurs twice in a call is encoded once, a reference once as long as it stays in the cache,
+    and nothing is padded. Thread-safe. Pickles to its arguments; a copy rebuilds its encoder on first use,
+    one for each process and set of arguments.
+
+    Args:
+        encoder: A folder, or a name on the hub; the default comes from the extra `fastreward[minilm]` where
+            that is installed.
+        backend: "packed", or None for the fastest that is installed for the device.
+        device: "cpu", "cuda", "cuda:1" …, or None for this process's GPU, and the CPU without one.
+        dtype: "float32", "bfloat16" or (on CUDA) "float16"; None is bf16 where the hardware has it natively
+            and fp32 elsewhere. Pooling, norm and cosine are fp32 in any case.
+        revision: Branch, tag or commit of a hub name.
+        pooling: "mean", "cls", "last" or "max" instead of the checkpoint's own.
+        max_seq_length: Tokens of a text at most, special tokens included; None honours the checkpoint. It may
+            be raised to what the model has positions for.
+        long_texts: What is done with a longer text: "truncate" keeps its beginning (counted in `stats`);
+            "chunk" encodes it in windows and takes the mean of their vectors, weighted by tokens.
+        prompt: Set before every text ("query: "); None takes the checkpoint's default prompt, "" none.
+        prompt_name: Name of one of the checkpoint's prompts, instead of `prompt`.
+        max_batch_tokens: Tokens of one batch; None chooses by device.
+        reference_cache_bytes: Bound on the cache of reference vectors.
+        batch_invariant: Make a score bitwise independent of everything else in the call, at some cost.
+        progress: Show a progress bar: True always, False never, None when it takes seconds on a terminal.
+
+    Raises:
+        InputError: If an argument is not what it should be.
+        BackendUnavailableError: If the back-end or device that is asked for cannot be had.
+        CheckpointError: If the encoder's files are missing, damaged, or of an unsupported architecture.
+
+    Example:
+        >>> scorer = Scorer("sentence-transformers/all-MiniLM-L6-v2", dtype="float32")
+        >>> scorer.score(["The heart pumps blood."], ["Blood is pumped by the heart."])
+        tensor([0.9251])
+    """
+
+    def __init__(
+        self,
+        encoder: str | Path = DEFAULT_ENCODER,
+        *,
+        backend: str | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        revision: str | None = None,
+        pooling: Pooling | None = None,
+        max_seq_length: int | None = None,
+        long_texts: LongTexts = "truncate",
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        max_batch_tokens: int | None = None,
+        reference_cache_bytes: int = 64 * 2**20,
+        batch_invariant: bool = False,
+        progress: bool | None = None,
+    ) -> None:
+        self._config = ScorerConfig(
+            encoder=str(encoder),
+            backend=backend,
+            device=None if device is None else str(device),
+            dtype=None if dtype is None else str(dtype).removeprefix("torch."),
+            revision=revision,
+            pooling=pooling,
+            max_seq_length=max_seq_length,
+            long_texts=long_texts,
+            prompt=prompt,
+            prompt_name=prompt_name,
+            max_batch_tokens=max_batch_tokens,
+            reference_cache_bytes=reference_cache_bytes,
+            batch_invariant=batch_invariant,
+            progress=progress,
+        )
+        self._start(Engine(self._config))
+
+    def score(self, completions: Sequence[str], references: Sequence[str | Sequence[str]]) -> Tensor:
+        """Score each completion by its cosine with its reference.
+
+        Args:
+            completions: N texts; an empty one is what the tokenizer makes of it.
+            references: N texts, or lists of texts of which the best counts.
+
+        Returns:
+            [N], fp32, on the CPU, each in [-1, 1].
+
+        Raises:
+            InputError: If the lengths differ, or a text is missing or no string.
+            NonFiniteError: If the encoder overflows in the precision it was given.
+
+        Example:
+            >>> Scorer(dtype="float32").score(["a cat"], [["a dog", "a cat"]])
+            tensor([1.])
+        """
+        completions = _texts(completions, "completions")
+        choices = _references(references, len(completions))
+        if not completions:
+            return torch.empty(0, dtype=torch.float32, device="cpu")
+        texts = {text: row for row, text in enumerate(dict.fromkeys(completions))}
+        known = {text: row for row, text in enumerate(dict.fromkeys(r for c in choices for r in c))}
+        pairs: dict[tuple[int, int], int] = {}
+        chosen = [
+            [pairs.setdefault((texts[text], known[r]), len(pairs)) for r in options]
+            for text, options in zip(completions, choices, strict=True)
+        ]
+        engine = self._engine
+        lookup = engine.references.look_up(list(known), lambda missing: self._embed(engine, missing))
+        self._count(
+            texts=len(completions) + sum(map(len, choices)),
+            unique_texts=len(texts) + len(known),
+            reference_hits=lookup.hits,
+            reference_misses=lookup.misses,
+        )
+        scores = self._score_pairs(engine, list(texts), lookup.vectors, list(pairs)).cpu()
+        _require_finite(scores, engine)
+        return _best_of(scores, chosen)
+
+    def embed(self, texts: Sequence[str], *, device: str | torch.device = "cpu") -> Tensor:
+        """Embed texts as unit vectors.
+
+        Args:
+            texts: N texts.
+            device: Where the result is wanted.
+
+        Returns:
+            [N, D], fp32, unit length.
+
+        Raises:
+            InputError: If a text is missing or no string.
+            NonFiniteError: If the encoder overflows in the precision it was given.
+
+        Example:
+            >>> Scorer().embed(["a cat", "a dog"]).shape
+            torch.Size([2, 384])
+        """
+        texts = _texts(texts, "texts")
+        if not texts:
+            return torch.empty((0, self.embedding_dim), dtype=torch.float32, device=device)
+        rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+        engine = self._engine
+        self._count(texts=len(texts), unique_texts=len(rows))
+        vectors = self._embed(engine, list(rows))
+        order = torch.tensor([rows[text] for text in texts], dtype=torch.int64, device=vectors.device)
+        return vectors[order].to(device)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Call it with texts for their token ids as the encoder gets them, special tokens included."""
+        return self._engine.tokenizer
+
+    @property
+    def stats(self) -> ScorerStats:
+        """A snapshot of what was done so far."""
+        with self._lock:
+            return self._stats
+
+    @property
+    def backend(self) -> str:
+        """The encoder back-end that runs."""
+        return self._engine.backend
+
+    @property
+    def device(self) -> torch.device:
+        """The device that it runs on."""
+        return self._engine.encoder.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the hidden states."""
+        return self._engine.encoder.dtype
+
+    @property
+    def encoder_name(self) -> str:
+        """The encoder's name or path as it was given."""
+        return self._config.encoder
+
+    @property
+    def embedding_dim(self) -> int:
+        """D, the width of a vector."""
+        return self._engine.encoder.hidden_size
+
+    @property
+    def max_seq_length(self) -> int:
+        """Tokens of a text at most, special tokens included."""
+        return self._engine.tokenizer.max_length
+
+    def __repr__(self) -> str:
+        names = ("encoder", "backend", "device", "dtype")
+        return f"Scorer({', '.join(f'{name}={getattr(self._config, name)!r}' for name in names)})"
+
+    def __getstate__(self) -> ScorerConfig:
+        return self._config
+
+    def __setstate__(self, state: ScorerConfig) -> None:
+        self._config = state
+        self._start(None)
+
+    def _start(self, engine: Engine | None) -> None:
+        self._lock = threading.Lock()
+        self._stats = ScorerStats()
+        self._built = engine
+
+    @property
+    def _engine(self) -> Engine:
+        if self._built is None:
+            self._built = shared_engine(self._config)
+        return self._built
+
+    def _count(self, **counts: int) -> None:
+        with self._lock:
+            self._stats += ScorerStats(**counts)
+
+    def _embed(self, engine: Engine, texts: list[str]) -> Tensor:
+        vectors, stats = engine.embed(texts)
+        self._count(**vars(stats))
+        _require_finite(vectors, engine)
+        return vectors
+
+    def _score_pairs(
+        self, engine: Engine, texts: list[str], references: Tensor, pairs: list[tuple[int, int]]
+    ) -> Tensor:
+        """Score pairs (text, reference) of rows: [pairs]. Each text is encoded once."""
+        index = torch.tensor(pairs, dtype=torch.int64, device="cpu").to(engine.encoder.device)
+        one_each = len(pairs) == len(texts)
+        if one_each and engine.fuses_cosine:
+            # Every text has one pair, and pairs were numbered as texts were: row n is text n.
+            scores, stats = engine.cosine(texts, references, index[:, 1].contiguous())
+            self._count(**vars(stats))
+            return scores
+        vectors = self._embed(engine, texts)
+        return torch.cat(
+            [
+                cosine_of_pairs(vectors[part[:, 0]], references, part[:, 1])
+                for part in index.split(PAIRS_AT_ONCE)
+            ]
+        )
+
+
+def _texts(texts: Iterable[object], name: str) -> list[str]:
+    if isinstance(texts, str):
+        raise InputError(f"a list of strings as {name}", "one string", f"Pass [{name[:-1]}].")
+    checked = []
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputError(
+                f"a string in {name}[{index}]",
+                "None" if text is None else type(text).__name__,
+                "Leave the sample out, or give it a text.",
+            )
+        checked.append(text)
+    return checked
+
+
+def _references(references: Sequence[str | Sequence[str]], count: int) -> list[list[str]]:
+    """Check the references and bring each to the form of a list of choices."""
+    if isinstance(references, str):
+        raise InputError("a list of references", "one string", "Pass [reference] * len(completions).")
+    if len(references) != count:
+        raise InputError(
+            "one reference (or list of references) per completion",
+            f"{count} completions and {len(references)} references",
+            "Pass lists of equal length.",
+        )
+    choices = []
+    for index, reference in enumerate(references):
+        if isinstance(reference, str):
+            choices.append([reference])
+        elif isinstance(reference, list | tuple):
+            choices.append(_texts(reference, f"references[{index}]"))
+        else:
+            raise InputError(
+                f"a string or a list of strings in references[{index}]",
+                "None" if reference is None else type(reference).__name__,
+                "Leave the sample out, or give it a reference.",
+            )
+        if not choices[-1]:
+            raise InputError(
+                f"at least one reference in references[{index}]", "an empty list", "Leave the sample out."
+            )
+    return choices
+
+
+def _best_of(scores: Tensor, chosen: list[list[int]]) -> Tensor:
+    """Take each completion's best pair: [pairs] → [N]."""
+    flat = scores[torch.tensor([pair for pairs in chosen for pair in pairs], dtype=torch.int64, device="cpu")]
+    lengths = torch.tensor([len(pairs) for pairs in chosen], dtype=torch.int64, device="cpu")
+    return torch.segment_reduce(flat, "max", lengths=lengths, axis=0)
+
+
+def _require_finite(values: Tensor, engine: Engine) -> None:
+    if not bool(torch.isfinite(values).all()):
+        raise NonFiniteError(
+            "finite values from the encoder",
+            f"NaN or infinity in {str(engine.encoder.dtype).removeprefix('torch.')}",
+            "Pass dtype='bfloat16' or 'float32', which have the range.",
+        )

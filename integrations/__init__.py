@@ -1,0 +1,1 @@
+"""Adapters to trainers: thin, and on fastreward's public interface only."""

@@ -250,12 +250,8 @@ class Scorer:
             self._count(**vars(stats))
             return scores
         vectors = self._embed(engine, texts)
-        return torch.cat(
-            [
-                cosine_of_pairs(vectors[part[:, 0]], references, part[:, 1])
-                for part in index.split(PAIRS_AT_ONCE)
-            ]
-        )
+        parts = (index[first : first + PAIRS_AT_ONCE] for first in range(0, len(pairs), PAIRS_AT_ONCE))
+        return torch.cat([cosine_of_pairs(vectors[part[:, 0]], references, part[:, 1]) for part in parts])
 
 
 def _texts(texts: Iterable[object], name: str) -> list[str]:

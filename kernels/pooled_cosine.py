@@ -47,16 +47,18 @@ class PooledCosineConfig:
     num_warps: int
 
 
-def default_config(hidden_size: int) -> PooledCosineConfig:
+def default_config(hidden_size: int, *, layer_norm: bool) -> PooledCosineConfig:
     """Choose the tile for a hidden size; never by the number of texts, which must not change a bit.
 
     8,192 elements on 8 warps are 32 fp32 sums a thread: few enough to keep four programs on an SM, 16 KiB of
     bf16 in flight in each (an H100 covers its memory latency with about 17 KiB an SM), and enough rows that
-    a short text takes few round trips. Rows stop at 64, where a narrow tile would hold more rows than most
-    texts have tokens.
+    a short text takes few round trips. With LayerNorm a tile is read twice and lives longer: half of it keeps
+    as many bytes in flight and, in fp32 on sm_80, spills no register. Rows stop at 64, where a narrow tile
+    would hold more rows than most texts have tokens.
     """
     block_d = max(16, triton.next_power_of_2(hidden_size))
-    return PooledCosineConfig(block_t=min(64, max(1, 8192 // block_d)), block_d=block_d, num_warps=8)
+    elements = 4096 if layer_norm else 8192
+    return PooledCosineConfig(block_t=min(64, max(1, elements // block_d)), block_d=block_d, num_warps=8)
 
 
 @triton.jit
@@ -65,17 +67,21 @@ def _nan_max(a, b):
 
 
 @triton.jit
-def _layer_norm(x, columns, weight_ptr, bias_ptr, eps, D: tl.constexpr, HAS_BIAS: tl.constexpr):
-    """LayerNorm of each row of x [BLOCK_T, BLOCK_D], whose columns from D on are 0 on entry."""
-    inside = columns < D
+def _standardise(x, inside, eps, D: tl.constexpr):
+    """LayerNorm without weight and bias for the rows of x [BLOCK_T, BLOCK_D], 0 in the columns from D on."""
     mean = tl.sum(x, axis=1) / D  # [BLOCK_T]
     centred = tl.where(inside[None, :], x - mean[:, None], 0.0)
     variance = tl.sum(centred * centred, axis=1) / D  # [BLOCK_T]
-    weight = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(tl.float32)  # [BLOCK_D]
-    normed = centred * tl.rsqrt(variance + eps)[:, None] * weight[None, :]
+    return centred * tl.rsqrt(variance + eps)[:, None]
+
+
+@triton.jit
+def _affine(x, weight_ptr, bias_ptr, columns, inside, HAS_BIAS: tl.constexpr):
+    """LayerNorm's weight and bias on the last axis of x."""
+    x *= tl.load(weight_ptr + columns, mask=inside, other=0.0).to(tl.float32)  # [BLOCK_D]
     if HAS_BIAS:
-        normed += tl.load(bias_ptr + columns, mask=inside, other=0.0).to(tl.float32)[None, :]
-    return normed
+        x += tl.load(bias_ptr + columns, mask=inside, other=0.0).to(tl.float32)  # [BLOCK_D]
+    return x
 
 
 @triton.jit
@@ -98,18 +104,21 @@ def _pool_rows(
 ):
     """Sum (or maximum) of the rows first … last - 1, as fp32 [BLOCK_D]."""
     columns = tl.arange(0, BLOCK_D)
+    inside = columns < D
     identity = float("-inf") if MAX else 0.0
     # Rows stay apart until the end: one reduction across warps for a text instead of one for a tile.
     total = tl.full([BLOCK_T, BLOCK_D], identity, tl.float32)
     for tile in range(first, last, BLOCK_T):
         rows = (tile + tl.arange(0, BLOCK_T)).to(tl.int64)
-        mask = (rows < last)[:, None] & (columns < D)[None, :]  # [BLOCK_T, BLOCK_D]
+        mask = (rows < last)[:, None] & inside[None, :]  # [BLOCK_T, BLOCK_D]
         hidden_ptrs = hidden_ptr + rows[:, None] * stride_hidden_t + columns[None, :]
         x = tl.load(hidden_ptrs, mask=mask, other=0.0).to(tl.float32)  # [BLOCK_T, BLOCK_D]
         if LAYER_NORM:
             residual_ptrs = residual_ptr + rows[:, None] * stride_residual_t + columns[None, :]
             x += tl.load(residual_ptrs, mask=mask, other=0.0).to(tl.float32)  # [BLOCK_T, BLOCK_D]
-            x = _layer_norm(x, columns, weight_ptr, bias_ptr, eps, D, HAS_BIAS)
+            x = _standardise(x, inside, eps, D)
+            if MAX:  # a mean commutes with weight and bias, and takes them once a text
+                x = _affine(x, weight_ptr, bias_ptr, columns, inside, HAS_BIAS)
         x = tl.where(mask, x, identity)
         total = _nan_max(total, x) if MAX else total + x
     return tl.reduce(total, 0, _nan_max) if MAX else tl.sum(total, axis=0)
@@ -227,6 +236,7 @@ def _pooled_cosine_kernel(
     D: tl.constexpr,
     POOLING: tl.constexpr,
     LAYER_NORM: tl.constexpr,
+    AFFINE: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     SCORE: tl.constexpr,
     EMBEDDING: tl.constexpr,
@@ -253,8 +263,11 @@ def _pooled_cosine_kernel(
         hidden_ptr, residual_ptr, weight_ptr, bias_ptr, stride_hidden_t, stride_residual_t, first, last,
         eps, D, POOLING == "max", LAYER_NORM, HAS_BIAS, BLOCK_T, BLOCK_D,
     )  # fmt: skip
+    columns = tl.arange(0, BLOCK_D)
     if POOLING == "mean":
         pooled = pooled / tl.maximum(length, 1).to(tl.float32)
+    if AFFINE and POOLING != "max":
+        pooled = _affine(pooled, weight_ptr, bias_ptr, columns, columns < D, HAS_BIAS)
     pooled = tl.where(length > 0, pooled, 0.0)  # a text without tokens scores 0
     _finish(
         pooled, text, reference_ptr, reference_index_ptr, score_ptr, embedding_ptr, stride_reference_r,
@@ -284,7 +297,7 @@ def plan_pooled_cosine(
     """
     num_tokens, hidden_size = hidden_states.shape
     num_texts = cu_seqlens.shape[0] - 1
-    config = default_config(hidden_size)
+    config = default_config(hidden_size, layer_norm=residual is not None)
     split = max_seqlen > CHUNK_TOKENS and pooling in ("mean", "max")
     # A pointer that no branch reads still needs an address: the hidden states lend theirs.
     unused = hidden_states
@@ -325,6 +338,7 @@ def plan_pooled_cosine(
         "stride_reference_r": 0 if references is None else references.stride(0),
         "num_references": 0 if references is None else references.shape[0],
         "POOLING": pooling,
+        "AFFINE": residual is not None,
         "SCORE": scores is not None,
         "EMBEDDING": embeddings is not None,
         "SPLIT": split,

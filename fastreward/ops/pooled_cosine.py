@@ -247,11 +247,12 @@ def _pool(
     """Pool to [N, D] in fp32; zeros for a text without tokens."""
     starts, ends = cu_seqlens[:-1].long(), cu_seqlens[1:].long()
     lengths = ends - starts
+    if not int(lengths.sum()):
+        shape = (lengths.shape[0], hidden_states.shape[1])
+        return torch.zeros(shape, dtype=torch.float32, device=hidden_states.device)
     if pooling in ("cls", "last"):
         rows = starts if pooling == "cls" else ends - 1
-        rows = rows.clamp(0, max(0, hidden_states.shape[0] - 1))
-        if not hidden_states.shape[0]:
-            return hidden_states.new_zeros((lengths.shape[0], hidden_states.shape[1]), dtype=torch.float32)
+        rows = rows.clamp(0, hidden_states.shape[0] - 1)
         pooled = _normed(hidden_states, layer_norm, rows)
     else:
         num_tokens = int(cu_seqlens[-1])

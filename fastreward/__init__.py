@@ -10,6 +10,11 @@ Example:
     >>> rewards = reward(completions=["Blood is pumped."], explanation=["The heart pumps blood."])
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Final
+
 from fastreward.errors import (
     BackendUnavailableError,
     CheckpointError,
@@ -18,10 +23,19 @@ from fastreward.errors import (
     NonFiniteError,
     UnsupportedArchitectureError,
 )
-from fastreward.rewards.semantic import SemanticReward
-from fastreward.scorer import Scorer, ScorerStats
+
+if TYPE_CHECKING:
+    from fastreward.rewards.semantic import SemanticReward
+    from fastreward.scorer import Scorer, ScorerStats
 
 __version__ = "0.1.0"
+
+# Loaded when they are first named: torch takes seconds, and `fastreward --help` needs none of it.
+_LAZY: Final = {
+    "Scorer": "fastreward.scorer",
+    "ScorerStats": "fastreward.scorer",
+    "SemanticReward": "fastreward.rewards.semantic",
+}
 
 __all__ = [
     "BackendUnavailableError",
@@ -35,3 +49,14 @@ __all__ = [
     "UnsupportedArchitectureError",
     "__version__",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_LAZY[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

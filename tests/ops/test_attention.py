@@ -10,8 +10,8 @@ from fastreward.ops.attention import packed_attention
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
-# fp32: rounding of two products and a softmax. bf16 and fp16: one rounding of the probabilities and one of the
-# result, each at most 2^-8 (bf16) or 2^-11 (fp16) of values of about 1.
+# fp32: rounding of two products and a softmax. bf16 and fp16: one rounding of the probabilities and one of
+# the result, each at most 2^-8 (bf16) or 2^-11 (fp16) of values of about 1.
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
 LENGTHS = [

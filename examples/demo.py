@@ -174,8 +174,8 @@ def kernel_line() -> str:
     if done.returncode:
         return "pooled_cosine ran as PyTorch. Triton is not installed, so its kernel was not run."
     return (
-        "No GPU here: pooled_cosine ran as PyTorch. The Triton kernel, in its interpreter on 24 rows, differs "
-        f"by {done.stdout.strip()} at most."
+        "No GPU here: pooled_cosine ran as PyTorch. The Triton kernel, in its interpreter on 24 rows, "
+        f"differs by {done.stdout.strip()} at most."
     )
 
 

@@ -174,7 +174,9 @@ class PackedEncoder:
         outputs: tuple[Tensor, ...] = ()
         for start in range(0, num_tokens, tile):
             rows = min(tile, num_tokens - start)
-            cut = [F.pad(x[start : start + rows], (0, 0, 0, tile - rows)) for x in inputs]
+            cut = [x[start : start + tile] for x in inputs]
+            if rows < tile:
+                cut = [F.pad(x, (0, 0, 0, tile - rows)) for x in cut]
             results = function(*cut)
             outputs = outputs or tuple(r.new_empty((num_tokens, r.shape[1])) for r in results)
             for output, result in zip(outputs, results, strict=True):

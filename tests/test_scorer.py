@@ -1,0 +1,364 @@
+import itertools
+import pickle
+import random
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastreward.ops.pooled_cosine import POOLINGS
+from fastreward.scorer import Scorer, ScorerStats
+
+CPU = torch.device("cpu")
+FP32 = {"device": "cpu", "dtype": "float32"}
+FP32_ROUNDING = 2e-6  # what a score may move by in fp32 when other texts stand beside it
+
+# Largest error, RMS error and rank correlation against sentence-transformers in fp32.
+BOUNDS = {
+    torch.float32: (1e-5, 1e-5, 1 - 1e-6),
+    torch.bfloat16: (2e-2, 3e-3, 0.999),
+    torch.float16: (2e-2, 3e-3, 0.999),
+}
+TEXTS = ["the heart", "pumps blood", "insulin lowers glucose", "energy", "", "body " * 30]
+
+
+@pytest.fixture
+def scorer(tiny_folder):
+    return Scorer(tiny_folder, **FP32)
+
+
+def close(actual, expected, atol=FP32_ROUNDING):
+    torch.testing.assert_close(actual, expected, atol=atol, rtol=0)
+    return True
+
+
+def spent(scorer, work):
+    """Do some work and say what it cost."""
+    before = scorer.stats
+    work()
+    return scorer.stats - before
+
+
+def sentence_transformer(folder, **options):
+    library = pytest.importorskip("sentence_transformers")
+    return library.SentenceTransformer(str(folder), device="cpu", **options)
+
+
+# The same scores as sentence-transformers
+
+
+@pytest.fixture(scope="module")
+def theirs(minilm_folder, varied_texts):
+    """Unit vectors of the varied texts by sentence-transformers in fp32."""
+    model = sentence_transformer(minilm_folder)
+    model.max_seq_length = 512
+    return model.encode(varied_texts, convert_to_tensor=True, normalize_embeddings=True).cpu()
+
+
+def test_the_varied_texts_are_varied(minilm, varied_texts):
+    lengths = [len(ids) for ids in minilm(**FP32, max_seq_length=512).tokenizer(varied_texts)]
+    assert len(set(varied_texts)) == 1000
+    assert {"", " "} < set(varied_texts)
+    assert (min(lengths), max(lengths)) == (2, 512)
+    assert sum(length > 256 for length in lengths) >= 10
+    assert max(map(ord, "".join(varied_texts))) > 0xFFFF
+
+
+def test_scores_are_the_cosines_of_sentence_transformers(minilm, theirs, varied_texts, precision):
+    device, dtype = precision
+    pointed_at = torch.arange(1000) * 7 % 125  # eight completions share a reference
+    expected = (theirs * theirs[pointed_at]).sum(dim=1)
+    scorer = minilm(device=device, dtype=dtype, max_seq_length=512)
+    scores = scorer.score(varied_texts, [varied_texts[row] for row in pointed_at])
+    largest, rms, correlation = BOUNDS[dtype]
+    assert (scores - expected).abs().max() <= largest
+    assert (scores - expected).square().mean().sqrt() <= rms
+    assert spearman(scores, expected) >= correlation
+
+
+def spearman(left, right):
+    ranks = torch.stack([values.argsort().argsort() for values in (left, right)])
+    return torch.corrcoef(ranks.double())[0, 1]
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "max", "lasttoken"])
+@pytest.mark.parametrize("transformer_path", ["", "0_Transformer"])
+def test_a_checkpoints_own_settings_give_the_vectors_of_sentence_transformers(
+    tiny_checkpoint, pooling, transformer_path
+):
+    folder = tiny_checkpoint(
+        pooling={"pooling_mode": pooling}, transformer_path=transformer_path, max_seq_length=12
+    )
+    expected = sentence_transformer(folder).encode(TEXTS, convert_to_tensor=True)
+    close(Scorer(folder, **FP32).embed(TEXTS), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_another_pooling_may_be_chosen_than_the_checkpoints_own(tiny_checkpoint, pooling):
+    name = "lasttoken" if pooling == "last" else pooling
+    own = Scorer(tiny_checkpoint(pooling={"pooling_mode": name}), **FP32)
+    other = tiny_checkpoint(pooling={"pooling_mode": "cls" if pooling == "mean" else "mean"})
+    assert torch.equal(Scorer(other, pooling=pooling, **FP32).embed(TEXTS), own.embed(TEXTS))
+    assert not torch.equal(Scorer(other, **FP32).embed(TEXTS), own.embed(TEXTS))
+
+
+def test_a_checkpoint_without_a_normalize_module_gives_the_same_vectors(tiny_checkpoint, scorer):
+    folder = tiny_checkpoint(modules=("Transformer", "Pooling"))
+    assert torch.equal(Scorer(folder, **FP32).embed(TEXTS), scorer.embed(TEXTS))
+
+
+@pytest.mark.parametrize("max_seq_length", [3, 20, 512])
+def test_another_limit_cuts_as_sentence_transformers_does(tiny_folder, max_seq_length):
+    model = sentence_transformer(tiny_folder)
+    model.max_seq_length = max_seq_length
+    texts = [*TEXTS, "blood " * 600]
+    scorer = Scorer(tiny_folder, max_seq_length=max_seq_length, **FP32)
+    assert scorer.max_seq_length == max_seq_length
+    close(scorer.embed(texts), model.encode(texts, convert_to_tensor=True), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ({}, {}),
+        ({"prompt_name": "body"}, {"prompt_name": "body"}),
+        ({"prompt": "blood: "}, {"prompt": "blood: "}),
+        ({"prompt": ""}, {"prompt": ""}),
+    ],
+)
+def test_prompts_are_those_of_sentence_transformers(tiny_checkpoint, ours, theirs):
+    folder = tiny_checkpoint(
+        prompts={"query": "query: ", "body": "body: "}, default_prompt_name="query", max_seq_length=20
+    )
+    expected = sentence_transformer(folder).encode(TEXTS, convert_to_tensor=True, **theirs)
+    close(Scorer(folder, **ours, **FP32).embed(TEXTS), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("cased", [True, False])
+@pytest.mark.parametrize("text", ["The HEART Pumps", "Heart [SEP] Blood", "ΣΟΒΑΔΟΣ ΟΔΟΣ"])
+def test_lower_casing_is_that_of_sentence_transformers(tiny_checkpoint, text, cased):
+    folder = tiny_checkpoint(cased=cased, do_lower_case=True)
+    expected = sentence_transformer(folder).encode([text], convert_to_tensor=True)
+    close(Scorer(folder, **FP32).embed([text]), expected, atol=1e-5)
+
+
+# A score does not depend on its neighbours
+
+
+def test_a_score_alone_in_a_batch_and_in_any_order_is_the_same_within_rounding(minilm, varied_texts, device):
+    completions, references = varied_texts[:500], varied_texts[500:550] * 10
+    scorer = minilm(device=device, dtype="float32", reference_cache_bytes=0)
+    scores = scorer.score(completions, references)
+    order = random.Random(1).sample(range(500), 500)
+    shuffled = scorer.score([completions[row] for row in order], [references[row] for row in order])
+    close(shuffled, scores[order])
+    for row in order[:25]:
+        close(scorer.score([completions[row]], [references[row]]), scores[row : row + 1])
+
+
+@pytest.mark.parametrize(
+    ("name", "pooling"), [("minilm", "mean"), *(("tiny", pooling) for pooling in POOLINGS)]
+)
+def test_batch_invariant_scores_are_the_same_to_the_bit(
+    minilm_folder, tiny_checkpoint, varied_texts, precision, name, pooling
+):
+    sizes = {"hidden_size": 48, "num_attention_heads": 3, "intermediate_size": 100}
+    folder = minilm_folder if name == "minilm" else tiny_checkpoint(**sizes)
+    device, dtype = precision
+    invariant = {"batch_invariant": True, "reference_cache_bytes": 0, "pooling": pooling}
+    scorer, narrow, wide = (
+        Scorer(folder, device=device, dtype=dtype, max_batch_tokens=tokens, **invariant)
+        for tokens in (None, 300, 10_000)
+    )
+    completions, references = varied_texts[:20], varied_texts[20:40]
+    scores = scorer.score(completions, references)
+    assert torch.equal(scorer.score(completions[::-1], references[::-1]).flip(0), scores)
+    assert torch.equal(narrow.score(completions, references), scores)
+    assert torch.equal(wide.score(completions, references), scores)
+    for row in range(0, 20, 4):
+        assert torch.equal(scorer.score([completions[row]], [references[row]]), scores[row : row + 1])
+    others = scorer.score(completions, references[::-1])
+    each = scorer.score(completions * 2, [*references, *references[::-1]])
+    assert torch.equal(each, torch.cat([scores, others]))
+    best = scorer.score(completions, list(zip(references, references[::-1], strict=True)))
+    assert torch.equal(best, torch.maximum(scores, others))
+
+
+# Long texts
+
+
+@pytest.fixture
+def long_texts():
+    words = ["the", "heart", "pumps", "blood", "body"]  # each of them one token
+    return [
+        " ".join(itertools.islice(itertools.cycle(words), length)) for length in (0, 1, 9, 10, 11, 20, 37)
+    ]
+
+
+def test_truncated_texts_are_counted_and_score_as_their_beginnings(tiny_folder, long_texts):
+    scorer = Scorer(tiny_folder, max_seq_length=12, **FP32)  # ten tokens of text
+    beginnings = [" ".join(text.split()[:10]) for text in long_texts]
+    references = ["blood"] * len(long_texts)
+    cost = spent(
+        scorer, lambda: close(scorer.score(long_texts, references), scorer.score(beginnings, references))
+    )
+    assert cost.truncated_texts == 3
+
+
+def test_a_chunked_text_is_the_mean_of_its_windows_weighted_by_tokens(
+    tiny_folder, huggingface_hidden, long_texts
+):
+    scorer = Scorer(tiny_folder, max_seq_length=12, long_texts="chunk", **FP32)
+    expected = []
+    for text in long_texts:
+        words = text.split()
+        windows = [" ".join(words[start : start + 10]) for start in range(0, max(1, len(words)), 10)]
+        hidden = huggingface_hidden(tiny_folder, scorer.tokenizer(windows))
+        vectors = F.normalize(torch.stack([states.mean(dim=0) for states in hidden]))
+        weights = torch.tensor([float(max(1, len(window.split()))) for window in windows])
+        expected.append(F.normalize(weights @ vectors, dim=0))
+    close(scorer.embed(long_texts), torch.stack(expected), atol=1e-5)
+    close(
+        scorer.score(long_texts, ["heart"] * 7), torch.stack(expected) @ scorer.embed(["heart"])[0], atol=1e-5
+    )
+
+
+def test_chunking_cuts_nothing_and_counts_every_window(tiny_folder, long_texts):
+    scorer = Scorer(tiny_folder, max_seq_length=12, long_texts="chunk", **FP32)
+    cost = spent(scorer, lambda: scorer.embed(long_texts))
+    assert (cost.encoded_texts, cost.truncated_texts) == (7, 0)
+    windows = 1 + 1 + 1 + 1 + 2 + 2 + 4
+    assert cost.tokens == sum(len(text.split()) for text in long_texts) + 2 * windows
+
+
+def test_a_short_text_is_the_same_in_both_modes(tiny_folder, scorer):
+    chunking = Scorer(tiny_folder, long_texts="chunk", **FP32)
+    close(chunking.embed(TEXTS), scorer.embed(TEXTS), atol=1e-6)
+    close(chunking.score(TEXTS, TEXTS[::-1]), scorer.score(TEXTS, TEXTS[::-1]))
+
+
+# Work that need not be done is not done
+
+
+def test_what_is_alike_is_encoded_once(scorer):
+    scores = scorer.score(["heart", "heart", "blood", "heart"], ["energy", "energy", "body", "body"])
+    assert scores[0] == scores[1]
+    lengths = [len(ids) for ids in scorer.tokenizer(["heart", "blood", "energy", "body"])]
+    assert scorer.stats == ScorerStats(
+        texts=8, unique_texts=4, encoded_texts=4, tokens=sum(lengths), reference_misses=2
+    )
+
+
+def test_a_reference_is_encoded_once_over_calls(scorer):
+    first = scorer.score(["heart"], ["energy"])
+    cost = spent(scorer, lambda: close(scorer.score(["heart", "blood"], ["energy", "body"])[:1], first))
+    assert (cost.encoded_texts, cost.reference_hits, cost.reference_misses) == (3, 1, 1)
+
+
+def test_a_reference_that_a_group_shares_scores_each_of_it_as_alone(scorer):
+    group = scorer.score(TEXTS, ["blood"] * len(TEXTS))
+    close(group, torch.cat([scorer.score([text], ["blood"]) for text in TEXTS]))
+    assert scorer.stats.reference_misses == 1
+
+
+def test_of_several_references_the_best_counts_and_the_text_is_encoded_once(scorer):
+    choices = [["energy", "heart", "heart"], ("body",), "blood", TEXTS, ["blood", "energy"], "heart"]
+    each = [
+        max(scorer.score([text], [reference]).item() for reference in ([c] if isinstance(c, str) else c))
+        for text, c in zip(TEXTS, choices, strict=True)
+    ]
+    cost = spent(scorer, lambda: close(scorer.score(TEXTS, choices), torch.tensor(each)))
+    assert (cost.texts, cost.encoded_texts) == (len(TEXTS) + 14, len(TEXTS))
+
+
+def test_scores_are_right_while_a_small_cache_drives_references_out(tiny_folder, scorer, varied_texts):
+    small = Scorer(tiny_folder, reference_cache_bytes=1000, **FP32)
+    rng = random.Random(0)
+    for _ in range(20):
+        references = rng.choices(varied_texts[:20], k=6)
+        close(small.score(TEXTS, references), scorer.score(TEXTS, references))
+    assert small.stats.reference_misses > 20 >= scorer.stats.reference_misses
+    assert small.stats.reference_hits > 0
+
+
+def test_stats_count_what_embed_encodes(scorer):
+    scorer.embed(["heart", "heart", "blood"])
+    tokens = sum(len(ids) for ids in scorer.tokenizer(["heart", "blood"]))
+    assert scorer.stats == ScorerStats(texts=3, unique_texts=2, encoded_texts=2, tokens=tokens)
+
+
+def test_nothing_to_score_is_nothing(scorer):
+    assert scorer.score([], []).shape == (0,)
+    assert scorer.embed([]).shape == (0, 32)
+    assert scorer.stats == ScorerStats()
+
+
+# Threads, processes, results
+
+
+def test_eight_threads_score_as_one_and_encode_a_reference_once(tiny_folder, scorer, varied_texts):
+    tasks = [(varied_texts[start : start + 12], varied_texts[:12]) for start in range(0, 96, 4)] * 2
+    expected = [scorer.score(*task) for task in tasks]
+    shared = Scorer(tiny_folder, **FP32)
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda task: shared.score(*task), tasks))
+    close(torch.stack(results), torch.stack(expected))
+    assert shared.stats == scorer.stats
+    assert shared.stats.reference_misses == 12
+
+
+def test_a_scorer_pickles_to_its_arguments(tiny_folder):
+    scorer = Scorer(tiny_folder, pooling="cls", prompt="query: ", max_seq_length=12, **FP32)
+    scores = scorer.score(TEXTS, TEXTS[::-1])
+    pickled = pickle.dumps(scorer)
+    copy = pickle.loads(pickled)
+    assert len(pickled) < 2000
+    assert copy.stats == ScorerStats()
+    assert torch.equal(copy.score(TEXTS, TEXTS[::-1]), scores)
+    assert repr(copy) == repr(scorer)
+
+
+def test_copies_share_one_engine_and_its_references_but_count_for_themselves(scorer):
+    pickled = pickle.dumps(scorer)
+    copies = [pickle.loads(pickled) for _ in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        engines = set(pool.map(lambda copy: id(copy.tokenizer), copies))
+    assert len(engines) == 1
+    for copy in copies:
+        copy.score(["heart"], ["a reference of this test alone"])
+    assert sum(copy.stats.reference_misses for copy in copies) == 1
+    assert [copy.stats.texts for copy in copies] == [2] * 8
+
+
+def test_vectors_have_unit_length_and_the_order_of_the_texts(scorer):
+    vectors = scorer.embed([*TEXTS, *TEXTS[::-1]])
+    close(vectors.norm(dim=1), torch.ones(2 * len(TEXTS)), atol=1e-6)
+    assert torch.equal(vectors, torch.cat([vectors[: len(TEXTS)], vectors[: len(TEXTS)].flip(0)]))
+    close(vectors[: len(TEXTS)], torch.cat([scorer.embed([text]) for text in TEXTS]))
+    assert (vectors[0] - vectors[1]).abs().max() > 0.01
+
+
+def test_results_are_fp32_on_the_cpu_and_vectors_where_they_are_wanted(tiny_folder, precision):
+    device, dtype = precision
+    scorer = Scorer(tiny_folder, device=device, dtype=dtype)
+    for result in (scorer.score(TEXTS, TEXTS), scorer.embed(TEXTS), scorer.embed([]), scorer.score([], [])):
+        assert (result.dtype, result.device) == (torch.float32, CPU)
+    for texts in (TEXTS, []):
+        assert scorer.embed(texts, device=device).device == device
+
+
+def test_a_scorer_says_what_it_is(tiny_folder, precision):
+    device, dtype = precision
+    scorer = Scorer(tiny_folder, device=device, dtype=dtype, max_seq_length=40)
+    assert (scorer.backend, scorer.device, scorer.dtype) == ("packed", device, dtype)
+    assert (scorer.encoder_name, scorer.embedding_dim, scorer.max_seq_length) == (str(tiny_folder), 32, 40)
+    assert str(tiny_folder) in repr(scorer)
+
+
+def test_a_score_of_a_text_with_itself_is_one_and_never_more(minilm, varied_texts, precision):
+    device, dtype = precision
+    texts = varied_texts[:100]
+    scores = minilm(device=device, dtype=dtype).score(texts, texts)
+    assert scores.max() <= 1.0
+    assert scores.min() >= 1.0 - BOUNDS[dtype][0]

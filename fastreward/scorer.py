@@ -254,15 +254,24 @@ class Scorer:
         return torch.cat([cosine_of_pairs(vectors[part[:, 0]], references, part[:, 1]) for part in parts])
 
 
+def _require_list(texts: object, expected: str) -> None:
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        received = "one string" if isinstance(texts, str) else _kind(texts)
+        raise InputError(expected, received, "Pass a list with one entry for each text.")
+
+
+def _kind(value: object) -> str:
+    return "None" if value is None else type(value).__name__
+
+
 def _texts(texts: Iterable[object], name: str) -> list[str]:
-    if isinstance(texts, str):
-        raise InputError(f"a list of strings as {name}", "one string", f"Pass [{name[:-1]}].")
+    _require_list(texts, f"a list of strings as {name}")
     checked = []
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             raise InputError(
                 f"a string in {name}[{index}]",
-                "None" if text is None else type(text).__name__,
+                _kind(text),
                 "Leave the sample out, or give it a text.",
             )
         checked.append(text)
@@ -271,8 +280,7 @@ def _texts(texts: Iterable[object], name: str) -> list[str]:
 
 def _references(references: Sequence[str | Sequence[str]], count: int) -> list[list[str]]:
     """Check the references and bring each to the form of a list of choices."""
-    if isinstance(references, str):
-        raise InputError("a list of references", "one string", "Pass [reference] * len(completions).")
+    _require_list(references, "a list of references")
     if len(references) != count:
         raise InputError(
             "one reference (or list of references) per completion",
@@ -288,7 +296,7 @@ def _references(references: Sequence[str | Sequence[str]], count: int) -> list[l
         else:
             raise InputError(
                 f"a string or a list of strings in references[{index}]",
-                "None" if reference is None else type(reference).__name__,
+                _kind(reference),
                 "Leave the sample out, or give it a reference.",
             )
         if not choices[-1]:

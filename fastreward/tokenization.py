@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import tokenizers
+from tokenizers import normalizers
 
-from fastreward.errors import CheckpointError
+from fastreward.errors import CheckpointError, InputError
 
 PROBE = "probe"
 
@@ -25,7 +28,8 @@ class Tokenizer:
         lowercase: Lower-case texts first, as some sentence-transformers checkpoints ask for.
 
     Raises:
-        CheckpointError: If the special tokens are not a fixed prefix and suffix of a text, or leave no room.
+        CheckpointError: If the special tokens are not a fixed prefix and suffix of a text.
+        InputError: If they leave no room for a text.
 
     Example:
         >>> tokenizer = Tokenizer.from_file(folder / "tokenizer.json", max_length=256)  # doctest: +SKIP
@@ -38,14 +42,15 @@ class Tokenizer:
     ) -> None:
         tokenizer.no_padding()
         tokenizer.no_truncation()
+        if lowercase:
+            _lower_case_first(tokenizer)
         self._tokenizer = tokenizer
         self._prompt = prompt
-        self._lowercase = lowercase
         self._prefix, self._suffix = _special_tokens(tokenizer)
         self.max_length = max_length
         self.max_content = max_length - len(self._prefix) - len(self._suffix)
         if self.max_content < 1:
-            raise CheckpointError(
+            raise InputError(
                 f"room for text beside {len(self._prefix) + len(self._suffix)} special tokens",
                 f"a maximum length of {max_length} tokens",
                 "Pass a larger max_seq_length.",
@@ -81,8 +86,6 @@ class Tokenizer:
     def content(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokenise without special tokens, however long. A lone surrogate counts as U+FFFD."""
         prepared = [self._prompt + text for text in texts] if self._prompt else list(texts)
-        if self._lowercase:
-            prepared = [text.lower() for text in prepared]
         try:
             encodings = self._tokenizer.encode_batch_fast(prepared, add_special_tokens=False)
         except (TypeError, UnicodeEncodeError):  # a str that is no valid Unicode cannot cross into Rust
@@ -107,6 +110,17 @@ def _special_tokens(tokenizer: tokenizers.Tokenizer) -> tuple[list[int], list[in
         f"{framed} for {content}",
         "Choose an encoder of the BERT family.",
     )
+
+
+def _lower_case_first(tokenizer: tokenizers.Tokenizer) -> None:
+    """Set a lower-casing step before the tokenizer's own normalizer, unless that lower-cases already."""
+    own = tokenizer.normalizer
+    described = json.loads(tokenizer.to_str())["normalizer"] or {}
+    steps = described.get("normalizers", [described])
+    if any(step.get("type") == "Lowercase" or step.get("lowercase") for step in steps):
+        return
+    lower: list[Any] = [normalizers.Lowercase()]
+    tokenizer.normalizer = normalizers.Sequence(lower if own is None else [*lower, own])
 
 
 def _valid_unicode(text: str) -> str:

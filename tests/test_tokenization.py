@@ -3,7 +3,7 @@ import json
 import pytest
 import tokenizers
 
-from fastreward.errors import CheckpointError
+from fastreward.errors import CheckpointError, InputError
 from fastreward.tokenization import Tokenizer
 
 
@@ -87,9 +87,7 @@ def test_a_lone_surrogate_counts_as_the_replacement_character(tokenizer_file, te
 
 
 def test_a_limit_without_room_for_text_is_refused(tokenizer_file):
-    with pytest.raises(
-        CheckpointError, match=r"beside 2 special tokens, got a maximum length of 2 tokens\. Pa"
-    ):
+    with pytest.raises(InputError, match=r"beside 2 special tokens, got a maximum length of 2 tokens\. Pa"):
         Tokenizer.from_file(tokenizer_file, max_length=2)
 
 

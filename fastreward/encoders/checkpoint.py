@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 import torch
 from safetensors import SafetensorError
@@ -16,6 +16,8 @@ from torch import Tensor
 
 from fastreward.errors import CheckpointError, UnsupportedArchitectureError
 from fastreward.ops.pooled_cosine import Pooling
+
+T = TypeVar("T", dict[str, Any], list[Any])
 
 DEFAULT_ENCODER: Final = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -78,7 +80,15 @@ class Checkpoint:
     @property
     def max_positions(self) -> int:
         """Tokens of a text that the model has positions for."""
-        return int(self.config["max_position_embeddings"])
+        return self.size("max_position_embeddings")
+
+    def size(self, key: str) -> int:
+        """Return one of the model's sizes from config.json.
+
+        Raises:
+            CheckpointError: If it is missing or no whole number.
+        """
+        return int(_setting(self.config, key, int, self.folder / "config.json"))
 
 
 def load_checkpoint(name: str | Path, *, revision: str | None = None) -> Checkpoint:
@@ -94,35 +104,28 @@ def load_checkpoint(name: str | Path, *, revision: str | None = None) -> Checkpo
         UnsupportedArchitectureError: If sentence-transformers modules or a pooling mode are not supported.
     """
     root = _locate(str(name), revision)
-    modules = _read_json(root / "modules.json", default=[])
-    parts = {str(module["type"]).rpartition(".")[2]: root / str(module["path"]) for module in modules}
-    for part in parts:
-        if part not in ("Transformer", "Pooling", "Normalize"):
-            raise UnsupportedArchitectureError(
-                "a sentence-transformers pipeline of Transformer, Pooling and Normalize",
-                f"a module {part} in {root / 'modules.json'}",
-                "Choose an encoder without it.",
-            )
+    parts = _modules(root)
     folder = parts.get("Transformer", root)
-    config = _read_json(folder / "config.json")
+    config = _read_json(folder / "config.json", {})
     _check_architecture(config, folder)
-    pooling = _read_json(parts["Pooling"] / "config.json") if "Pooling" in parts else {"pooling_mode": "mean"}
-    settings = _read_json(folder / "sentence_bert_config.json", default={})
-    tokenizer = _read_json(folder / "tokenizer_config.json", default={})
-    prompts = _read_json(root / "config_sentence_transformers.json", default={})
-    positions = int(config["max_position_embeddings"])
-    longest = settings.get("max_seq_length") or tokenizer.get("model_max_length") or positions
-    named_prompts = {str(key): str(value) for key, value in (prompts.get("prompts") or {}).items()}
+    pooling_file = parts["Pooling"] / "config.json" if "Pooling" in parts else None
+    pooling = {"pooling_mode": "mean"} if pooling_file is None else _read_json(pooling_file, {})
+    model_file, tokenizer_file = folder / "sentence_bert_config.json", folder / "tokenizer_config.json"
+    model = _read_json(model_file, {}, required=False)
+    tokenizer = _read_json(tokenizer_file, {}, required=False)
+    positions = _setting(config, "max_position_embeddings", int, folder / "config.json")
+    longest = _setting(tokenizer, "model_max_length", (int, float), tokenizer_file, positions)
+    prompts, default_prompt = _prompts(root / "config_sentence_transformers.json")
     return Checkpoint(
         name=str(name),
         folder=folder,
         config=config,
         pooling=_pooling(pooling, root),
-        max_seq_length=min(int(longest), positions),
-        prompts=named_prompts,
-        default_prompt=named_prompts.get(prompts.get("default_prompt_name") or "", ""),
+        max_seq_length=min(int(_setting(model, "max_seq_length", int, model_file, longest)), positions),
+        prompts=prompts,
+        default_prompt=default_prompt,
         pools_prompt=bool(pooling.get("include_prompt", True)),
-        lowercase=bool(settings.get("do_lower_case", False)),
+        lowercase=bool(model.get("do_lower_case", False)),
     )
 
 
@@ -186,11 +189,12 @@ def _download(name: str, revision: str | None) -> Path:
         ) from error
 
 
-def _read_json(path: Path, *, default: Any = None) -> Any:
-    if default is not None and not path.is_file():
-        return default
+def _read_json(path: Path, kind: T, *, required: bool = True) -> T:
+    """Read JSON of the kind of `kind`, an empty list or object, which is also what a missing file gives."""
+    if not required and not path.is_file():
+        return kind
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(
             f"a file {path.name} in the encoder's folder", f"none in {path.parent}", "Check the path."
@@ -199,6 +203,50 @@ def _read_json(path: Path, *, default: Any = None) -> Any:
         raise CheckpointError(
             f"readable JSON in {path.name}", f"{path}: {error}", "Download or save the file again."
         ) from error
+    if not isinstance(content, type(kind)):
+        raise _wrong(f"a JSON {'object' if isinstance(kind, dict) else 'list'}", content, path)
+    return content
+
+
+def _setting(settings: Mapping[str, Any], key: str, kind: Any, path: Path, default: Any = None) -> Any:
+    """Return settings[key], checked to be of `kind`; where it is missing or null, the default."""
+    value = settings.get(key)
+    if value is None and default is not None:
+        return default
+    if not isinstance(value, kind) or isinstance(value, bool):
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        raise _wrong(f"{key} of type {' or '.join(k.__name__ for k in kinds)}", value, path)
+    return value
+
+
+def _wrong(expected: str, received: object, path: Path) -> CheckpointError:
+    return CheckpointError(f"{expected} in {path}", repr(received), "Download or save the file again.")
+
+
+def _modules(root: Path) -> dict[str, Path]:
+    """Read which sentence-transformers modules there are, and where; none where modules.json is missing."""
+    path = root / "modules.json"
+    parts = {}
+    for module in _read_json(path, [], required=False):
+        if not isinstance(module, dict):
+            raise _wrong("a list of objects", module, path)
+        part = _setting(module, "type", str, path).rpartition(".")[2]
+        parts[part] = root / _setting(module, "path", str, path)
+        if part not in ("Transformer", "Pooling", "Normalize"):
+            raise UnsupportedArchitectureError(
+                "a sentence-transformers pipeline of Transformer, Pooling and Normalize",
+                f"a module {part} in {path}",
+                "Choose an encoder without it.",
+            )
+    return parts
+
+
+def _prompts(path: Path) -> tuple[dict[str, str], str]:
+    """Read the named prompts and the one to use by default ("" for none)."""
+    settings = _read_json(path, {}, required=False)
+    prompts = _setting(settings, "prompts", dict, path, {})
+    named = {str(key): str(value) for key, value in prompts.items()}
+    return named, named.get(settings.get("default_prompt_name") or "", "")
 
 
 def _check_architecture(config: Mapping[str, Any], folder: Path) -> None:
@@ -229,8 +277,9 @@ def _weight_files(folder: Path) -> list[Path]:
     single = folder / "model.safetensors"
     if single.is_file():
         return [single]
-    index = _read_json(folder / "model.safetensors.index.json", default={})
-    files = sorted({folder / str(name) for name in index.get("weight_map", {}).values()})
+    path = folder / "model.safetensors.index.json"
+    shards = _setting(_read_json(path, {}, required=False), "weight_map", dict, path, {})
+    files = sorted({folder / str(name) for name in shards.values()})
     missing = [path.name for path in files if not path.is_file()]
     if not files or missing:
         others = ", ".join(sorted(path.name for path in folder.glob("*.bin"))) or "no weights"

@@ -5,13 +5,47 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final
 
 import torch
 
+
+@dataclass(frozen=True)
+class _Setting:
+    """A process-wide setting of PyTorch, and its values that leave our products alone, ours first."""
+
+    owner: Any
+    name: str
+    harmless: tuple[object, ...]
+
+    def restore(self, value: object) -> None:
+        """Put back what was found; a precision that followed the general one follows it again."""
+        follows = self.name == "fp32_precision" and value == _backends.fp32_precision
+        setattr(self.owner, self.name, "none" if follows else value)
+
+
+@dataclass
+class _Held:
+    threads: int
+    found: object
+
+
+_backends: Any = torch.backends  # its type information lacks the precision settings
+_FULL: Final = ("ieee", "none")
+_ONEDNN: Final = (_Setting(_backends.mkldnn.matmul, "fp32_precision", _FULL),)
+_CUBLAS_FP32: Final = (_Setting(_backends.cuda.matmul, "fp32_precision", _FULL),)
+_CUBLAS_16_BIT: Final = tuple(
+    _Setting(_backends.cuda.matmul, name, (False,))
+    for name in (
+        "allow_bf16_reduced_precision_reduction",
+        "allow_fp16_reduced_precision_reduction",
+        "allow_fp16_accumulation",
+    )
+)
+
 _lock = threading.Lock()
-_inside = 0
-_saved: list[tuple[Any, str, object]] = []
+_held: dict[_Setting, _Held] = {}
 
 
 @contextlib.contextmanager
@@ -32,37 +66,38 @@ def own_numerics(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _full_precision(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    global _inside
+    settings = _settings(device, dtype)
     with _lock:
-        _inside += 1
-        if _inside == 1:
-            for owner, name, value in _settings(device, dtype):
-                current = getattr(owner, name)
-                if current != value:
-                    _saved.append((owner, name, current))
-                    setattr(owner, name, value)
+        for setting in settings:
+            _hold(setting)
     try:
         yield
     finally:
         with _lock:
-            _inside -= 1
-            while not _inside and _saved:
-                owner, name, value = _saved.pop()
-                setattr(owner, name, value)
+            for setting in settings:
+                _release(setting)
 
 
-def _settings(device: torch.device, dtype: torch.dtype) -> list[tuple[Any, str, object]]:
-    """List (owner, attribute, value) of the process-wide settings that would change our products."""
-    backends: Any = torch.backends  # its type information lacks the precision settings
-    if device.type == "cpu":
-        onednn = backends.mkldnn.matmul
-        reduced = {onednn.fp32_precision, backends.fp32_precision} - {"ieee", "none"}
-        return [(onednn, "fp32_precision", "ieee")] if reduced and dtype == torch.float32 else []
-    matmul = backends.cuda.matmul
-    if dtype == torch.float32:
-        return [(matmul, "fp32_precision", "ieee")]
-    return [
-        (matmul, "allow_bf16_reduced_precision_reduction", False),
-        (matmul, "allow_fp16_reduced_precision_reduction", False),
-        (matmul, "allow_fp16_accumulation", False),
-    ]
+def _hold(setting: _Setting) -> None:
+    if setting in _held:
+        _held[setting].threads += 1
+        return
+    found = getattr(setting.owner, setting.name)
+    _held[setting] = _Held(1, found)
+    if found not in setting.harmless:
+        setattr(setting.owner, setting.name, setting.harmless[0])
+
+
+def _release(setting: _Setting) -> None:
+    held = _held[setting]
+    held.threads -= 1
+    if not held.threads:
+        del _held[setting]
+        if held.found not in setting.harmless:
+            setting.restore(held.found)
+
+
+def _settings(device: torch.device, dtype: torch.dtype) -> tuple[_Setting, ...]:
+    if device.type == "cuda":
+        return _CUBLAS_FP32 if dtype == torch.float32 else _CUBLAS_16_BIT
+    return _ONEDNN if dtype == torch.float32 else ()

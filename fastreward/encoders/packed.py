@@ -99,20 +99,19 @@ class PackedEncoder:
         pooling: Pooling | None = None,
         batch_invariant: bool = False,
     ) -> None:
-        config = checkpoint.config
         _check_config(checkpoint)
         self.device = device
         self.dtype = dtype
-        self.hidden_size = int(config["hidden_size"])
+        self.hidden_size = checkpoint.size("hidden_size")
         self.pooling: Pooling = pooling or checkpoint.pooling
         self.batch_invariant = batch_invariant
-        self._heads = int(config["num_attention_heads"])
+        self._heads = checkpoint.size("num_attention_heads")
         weights = _Weights(checkpoint, device, dtype)
-        self._words = weights.matrix("embeddings.word_embeddings.weight", int(config["vocab_size"]))
+        self._words = weights.matrix("embeddings.word_embeddings.weight", checkpoint.size("vocab_size"))
         # Every text is one segment: its type is added to the positions once, here, before rounding.
-        self._positions = weights.positions_with_type(int(config["max_position_embeddings"]))
+        self._positions = weights.positions_with_type(checkpoint.size("max_position_embeddings"))
         self._embedding_norm = weights.layer_norm("embeddings.LayerNorm")
-        self._layers = [weights.layer(index) for index in range(int(config["num_hidden_layers"]))]
+        self._layers = [weights.layer(index) for index in range(checkpoint.size("num_hidden_layers"))]
 
     def hidden(self, batch: PackedBatch) -> Tensor:
         """Return the last hidden states, [T, D] in `dtype`."""
@@ -188,13 +187,12 @@ class _Weights:
     """A BERT checkpoint's tensors by their names, each checked for its shape, moved and cast."""
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
-        config = checkpoint.config
         self._folder = checkpoint.folder
         self._device = device
         self._dtype = dtype
-        self._hidden_size = int(config["hidden_size"])
-        self._intermediate_size = int(config["intermediate_size"])
-        self._eps = float(config.get("layer_norm_eps", 1e-12))
+        self._hidden_size = checkpoint.size("hidden_size")
+        self._intermediate_size = checkpoint.size("intermediate_size")
+        self._eps = float(checkpoint.config.get("layer_norm_eps", 1e-12))
         loaded = load_weights(checkpoint)
         # A model with a head on top stores its encoder under a prefix.
         self._tensors: Mapping[str, Tensor] = {name.removeprefix("bert."): t for name, t in loaded.items()}
@@ -264,9 +262,9 @@ def _check_config(checkpoint: Checkpoint) -> None:
                 repr(config[key]),
                 "Choose another encoder.",
             )
-    if int(config["hidden_size"]) % int(config["num_attention_heads"]):
+    if checkpoint.size("hidden_size") % checkpoint.size("num_attention_heads"):
         raise CheckpointError(
             "a hidden_size that num_attention_heads divides",
-            f"{config['hidden_size']} and {config['num_attention_heads']}",
+            f"{checkpoint.size('hidden_size')} and {checkpoint.size('num_attention_heads')}",
             f"Check config.json in {checkpoint.folder}.",
         )

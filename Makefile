@@ -15,7 +15,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# torch by its exact pin: an open range would pull gigabytes of CUDA on a machine that has no GPU.
+# torch by its exact pin, before anything that needs it: an open range may pull another build, of gigabytes.
 TORCH := $(shell grep -E '^torch==' constraints.txt)
 # The oldest Triton that is supported: kernels are compiled ahead of time with it as well.
 TRITON_OLDEST := 3.6.0

@@ -240,10 +240,14 @@ def matrix_product_rate(dtype: torch.dtype) -> float:
 
 def provenance(device: torch.device) -> dict[str, Any]:
     """Say where and from what a result comes: date, commit, device, versions, threads."""
+    commit = _git("rev-parse", "--short=12", "HEAD")
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _git("rev-parse", "--short=12", "HEAD") or "unknown",
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "commit": commit or "unknown",
+        # Unknown too where git does not answer, as in a copied tree.
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no"))
+        if commit
+        else None,
         "device": device_name(device),
         "cpu": _cpu_name(),
         "cpus": len(os.sched_getaffinity(0)),

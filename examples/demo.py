@@ -8,6 +8,7 @@ off_topic, stuffed), are scored against the expert's explanation by the cosine o
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import statistics
@@ -106,11 +107,12 @@ def preference_table(rows: list[dict[str, str]], scores: list[float]) -> Table:
 
 def speed_table(completions: list[str], references: list[str], fp32_scores: torch.Tensor) -> Table:
     """Time each way on the same texts, with no reference known before."""
+    from fastreward.backends import dtype_name, resolve_device, resolve_dtype
     from fastreward.encoders.checkpoint import DEFAULT_ENCODER, load_checkpoint
 
     usual = the_usual_way(load_checkpoint(DEFAULT_ENCODER).folder)
-    default = Scorer()  # bf16 where this machine has it natively
-    dtypes = dict.fromkeys(("float32", str(default.dtype).removeprefix("torch.")))
+    device = resolve_device(None)
+    dtypes = dict.fromkeys(("float32", dtype_name(resolve_dtype(None, device))))  # bf16 where it is native
 
     def ours(dtype: str) -> Callable[[slice], torch.Tensor]:
         scorer = Scorer(dtype=dtype, reference_cache_bytes=0)  # every call pays for its references
@@ -127,7 +129,7 @@ def speed_table(completions: list[str], references: list[str], fp32_scores: torc
         begin = time.perf_counter()
         results[name] = work(slice(None))
         seconds[name] = time.perf_counter() - begin
-    table = Table(title=f"{len(completions)} rows on {default.device}, one run each")
+    table = Table(title=f"{len(completions)} rows on {device}, one run each")
     for column in ("way", "seconds", "rows/s", "times as fast", "largest error"):
         table.add_column(column, justify="left" if column == "way" else "right")
     usual_s = next(iter(seconds.values()))
@@ -170,9 +172,11 @@ def kernel_line() -> str:
         return "pooled_cosine ran as the Triton kernel on the GPU."
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     command = [sys.executable, __file__, "--check-kernel"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        return "pooled_cosine ran as PyTorch. Triton is not installed, so its kernel was not run."
+    if importlib.util.find_spec("triton") is None:
+        return (
+            "No GPU here: pooled_cosine ran as PyTorch. Triton is not installed, so its kernel was not run."
+        )
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return (
         "No GPU here: pooled_cosine ran as PyTorch. The Triton kernel, in its interpreter on 24 rows, "
         f"differs by {done.stdout.strip()} at most."

@@ -7,6 +7,7 @@ the order in which the names are listed below, and `fastreward doctor` shows the
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 from dataclasses import dataclass
 from typing import Final
@@ -23,6 +24,16 @@ OP_BACKENDS: Final = ("triton", "torch")
 
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """The precisions that an encoder can compute in, by name."""
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Name a dtype as `DTYPES` does.
+
+    Example:
+        >>> dtype_name(torch.bfloat16)
+        'bfloat16'
+    """
+    return str(dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True)
@@ -64,15 +75,23 @@ def triton_interpreted() -> bool:
 
 
 def _triton_availability() -> Availability:
-    try:
-        version = importlib.metadata.version("triton")
-    except importlib.metadata.PackageNotFoundError:
-        return Availability(False, "Triton is not installed; a CUDA build of PyTorch brings it")
+    if importlib.util.find_spec("triton") is None:
+        return Availability(False, "Triton is not installed; a GPU build of PyTorch brings it")
+    version = _triton_version()
     if triton_interpreted():
         return Availability(True, f"Triton {version}, in its interpreter on the CPU (TRITON_INTERPRET=1)")
     if not torch.cuda.is_available():
         return Availability(False, f"Triton {version} is installed, but PyTorch sees no GPU")
     return Availability(True, f"Triton {version}; CUDA")
+
+
+def _triton_version() -> str:
+    for name in ("triton", "pytorch-triton", "pytorch-triton-rocm", "triton-rocm"):
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "of unknown version"
 
 
 def resolve_op(op: str, device: torch.device, requested: str | None) -> str:
@@ -143,9 +162,7 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
         BackendUnavailableError: If it is a CUDA device that this process does not have.
     """
     if device is None:
-        if not torch.cuda.is_available():
-            return torch.device("cpu")
-        return torch.device("cuda", _local_gpu())
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(device)
     except (RuntimeError, TypeError) as error:
@@ -159,9 +176,9 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     index = chosen.index if named else _local_gpu() if count else 0
     if index >= count:
         raise BackendUnavailableError(
-            f"the CUDA device that was asked for ({chosen})",
+            f"the CUDA device that was asked for ({chosen if named or not count else f'{chosen}:{index}'})",
             f"{count} CUDA devices in this process (PyTorch {torch.__version__})",
-            "Pass device='cpu', or run where PyTorch sees that GPU (CUDA_VISIBLE_DEVICES).",
+            "Pass device='cpu', or run where PyTorch sees that GPU (CUDA_VISIBLE_DEVICES, LOCAL_RANK).",
         )
     return torch.device("cuda", index)
 

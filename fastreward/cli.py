@@ -29,8 +29,6 @@ from fastreward.table_io import TABLES, Columns, Row, Table, json_type, replacem
 
 # torch takes seconds to import: only a command that needs it does so.
 if TYPE_CHECKING:
-    import torch
-
     from fastreward.rewards import RewardCounts, SemanticReward
     from fastreward.scorer import Scorer
 
@@ -213,6 +211,8 @@ def _samples(table: Table) -> Iterator[Sample]:
 
 
 def _summary(counts: RewardCounts, scorer: Scorer, seconds: float) -> str:
+    from fastreward.backends import dtype_name
+
     stats = scorer.stats
     parts = [
         f"{counts.samples:,} rows",
@@ -227,13 +227,9 @@ def _summary(counts: RewardCounts, scorer: Scorer, seconds: float) -> str:
         f"encoder {scorer.encoder_name}",
         f"back-end {scorer.backend}",
         f"device {scorer.device}",
-        f"dtype {_dtype_name(scorer.dtype)}",
+        f"dtype {dtype_name(scorer.dtype)}",
     ]
     return ", ".join(filter(None, parts))
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _format_of(source: str) -> str:
@@ -306,6 +302,7 @@ def _diagnosis() -> dict[str, dict[str, Any]]:
         ENCODER_BACKENDS,
         OP_BACKENDS,
         availability,
+        dtype_name,
         resolve_device,
         resolve_dtype,
         resolve_encoder,
@@ -322,7 +319,7 @@ def _diagnosis() -> dict[str, dict[str, Any]]:
         "backends": {name: {"kind": kind, **asdict(availability(name))} for name, kind in kinds.items()},
         "defaults": {
             "device": str(device),
-            "dtype": _dtype_name(resolve_dtype(None, device)),
+            "dtype": dtype_name(resolve_dtype(None, device)),
             "encoder_backend": resolve_encoder(None, device),
             "op_backend": resolve_op("pooled_cosine", device, None),
         },

@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import accumulate
 from typing import Final, Literal
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -15,7 +17,7 @@ from fastreward.encoders.base import Encoder
 from fastreward.encoders.checkpoint import Checkpoint, load_checkpoint
 from fastreward.encoders.packed import PackedEncoder
 from fastreward.errors import InputError
-from fastreward.ops.pooled_cosine import POOLINGS, Pooling, unit_vectors
+from fastreward.ops.pooled_cosine import POOLINGS, Pooling, pooled_embedding
 from fastreward.packing import PackedBatch, pack, token_budget_batches
 from fastreward.progress import TokenProgress
 from fastreward.reference_cache import ReferenceCache
@@ -165,23 +167,35 @@ class Engine:
         return ordered, stats
 
 
-_shared: dict[ScorerConfig, Engine] = {}
-_shared_lock = threading.Lock()
+_lock = threading.Lock()
+_alive: WeakValueDictionary[ScorerConfig, Engine] = WeakValueDictionary()
+# Engines that were built for a pickled scorer stay: some trainers unpickle a reward anew for every call.
+_kept: dict[ScorerConfig, Engine] = {}
+
+
+def new_engine(config: ScorerConfig) -> Engine:
+    """Build an engine, which lives as long as someone holds it; unpickled scorers share it meanwhile."""
+    engine = Engine(config)
+    with _lock:
+        _alive[config] = engine
+    return engine
 
 
 def shared_engine(config: ScorerConfig) -> Engine:
-    """Return this process's engine for `config`, built on first use: what unpickled scorers share."""
-    with _shared_lock:
-        if config not in _shared:
-            _shared[config] = Engine(config)
-        return _shared[config]
+    """Return this process's engine for `config`: one that is alive, or one built now and kept."""
+    with _lock:
+        engine = _alive.get(config)
+        if engine is None:
+            engine = _alive[config] = _kept[config] = Engine(config)
+        return engine
 
 
 def _join_windows(vectors: Tensor, weights: list[int], windows: list[int]) -> Tensor:
     """Average the windows' vectors of each text, weighted by tokens: [W, D] → [N, D], unit length."""
     weight = torch.tensor(weights, dtype=torch.float32, device="cpu").to(vectors.device)
-    lengths = torch.tensor(windows, dtype=torch.int64, device="cpu").to(vectors.device)
-    return unit_vectors(torch.segment_reduce(vectors * weight[:, None], "sum", lengths=lengths, axis=0))
+    cu_seqlens = torch.tensor([0, *accumulate(windows)], dtype=torch.int32, device="cpu").to(vectors.device)
+    # Unit length forgets the sum of the weights: the plain mean of weighted vectors will do.
+    return pooled_embedding(vectors * weight[:, None], cu_seqlens, max_seqlen=max(windows))
 
 
 def _check(config: ScorerConfig) -> None:

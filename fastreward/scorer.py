@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
@@ -10,10 +11,11 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from fastreward.backends import dtype_name
 from fastreward.encoders.checkpoint import DEFAULT_ENCODER
-from fastreward.engine import Engine, LongTexts, ScorerConfig, ScorerStats, shared_engine
+from fastreward.engine import Engine, LongTexts, ScorerConfig, ScorerStats, new_engine, shared_engine
 from fastreward.errors import InputError, NonFiniteError
-from fastreward.ops.pooled_cosine import Pooling, cosine_of_pairs
+from fastreward.ops.pooled_cosine import Pooling, pooled_cosine
 from fastreward.tokenization import Tokenizer
 
 __all__ = ["DEFAULT_ENCODER", "Scorer", "ScorerStats"]
@@ -40,8 +42,9 @@ class Scorer:
         pooling: "mean", "cls", "last" or "max" instead of the checkpoint's own.
         max_seq_length: Tokens of a text at most, special tokens included; None honours the checkpoint. It may
             be raised to what the model has positions for.
-        long_texts: What is done with a longer text: "truncate" keeps its beginning (counted in `stats`);
-            "chunk" encodes it in windows and takes the mean of their vectors, weighted by tokens.
+        long_texts: What is done with a longer text: "truncate" keeps its beginning (counted, and said once);
+            "chunk" encodes it in windows and takes the mean of their vectors, weighted by tokens. A prompt
+            stands in the first window alone.
         prompt: Set before every text ("query: "); None takes the checkpoint's default prompt, "" none.
         prompt_name: Name of one of the checkpoint's prompts, instead of `prompt`.
         max_batch_tokens: Tokens of one batch; None chooses by device.
@@ -82,7 +85,7 @@ class Scorer:
             encoder=str(encoder),
             backend=backend,
             device=None if device is None else str(device),
-            dtype=None if dtype is None else str(dtype).removeprefix("torch."),
+            dtype=None if dtype is None else dtype if isinstance(dtype, str) else dtype_name(dtype),
             revision=revision,
             pooling=pooling,
             max_seq_length=max_seq_length,
@@ -94,7 +97,7 @@ class Scorer:
             batch_invariant=batch_invariant,
             progress=progress,
         )
-        self._start(Engine(self._config))
+        self._start(new_engine(self._config))
 
     def score(self, completions: Sequence[str], references: Sequence[str | Sequence[str]]) -> Tensor:
         """Score each completion by its cosine with its reference.
@@ -111,7 +114,7 @@ class Scorer:
             NonFiniteError: If the encoder overflows in the precision it was given.
 
         Example:
-            >>> Scorer(dtype="float32").score(["a cat"], [["a dog", "a cat"]])
+            >>> Scorer(dtype="float32").score(["a cat"], [["a dog", "a cat"]]).round(decimals=4)
             tensor([1.])
         """
         completions = _texts(completions, "completions")
@@ -230,7 +233,15 @@ class Scorer:
 
     def _count(self, **counts: int) -> None:
         with self._lock:
+            first = not self._stats.truncated_texts and counts.get("truncated_texts", 0)
             self._stats += ScorerStats(**counts)
+        if first:
+            warnings.warn(
+                f"Texts longer than {self.max_seq_length} tokens are truncated, {first} of them in this "
+                "call. Raise max_seq_length, or pass long_texts='chunk' to read them in windows. This is "
+                "said once; `stats.truncated_texts` goes on counting.",
+                stacklevel=2,
+            )
 
     def _embed(self, engine: Engine, texts: list[str]) -> Tensor:
         vectors, stats = engine.embed(texts)
@@ -251,7 +262,13 @@ class Scorer:
             return scores
         vectors = self._embed(engine, texts)
         parts = (index[first : first + PAIRS_AT_ONCE] for first in range(0, len(pairs), PAIRS_AT_ONCE))
-        return torch.cat([cosine_of_pairs(vectors[part[:, 0]], references, part[:, 1]) for part in parts])
+        return torch.cat([_cosines(vectors[part[:, 0]], references, part[:, 1]) for part in parts])
+
+
+def _cosines(vectors: Tensor, references: Tensor, reference_index: Tensor) -> Tensor:
+    """Score unit vectors [N, D] against the references they point to: each a text of one token to the op."""
+    cu_seqlens = torch.arange(len(vectors) + 1, dtype=torch.int32, device=vectors.device)
+    return pooled_cosine(vectors, cu_seqlens, references, reference_index.contiguous(), max_seqlen=1)
 
 
 def _require_list(texts: object, expected: str) -> None:
@@ -281,6 +298,7 @@ def _texts(texts: Iterable[object], name: str) -> list[str]:
 def _references(references: Sequence[str | Sequence[str]], count: int) -> list[list[str]]:
     """Check the references and bring each to the form of a list of choices."""
     _require_list(references, "a list of references")
+    references = list(references)
     if len(references) != count:
         raise InputError(
             "one reference (or list of references) per completion",
@@ -317,6 +335,8 @@ def _require_finite(values: Tensor, engine: Engine) -> None:
     if not bool(torch.isfinite(values).all()):
         raise NonFiniteError(
             "finite values from the encoder",
-            f"NaN or infinity in {str(engine.encoder.dtype).removeprefix('torch.')}",
-            "Pass dtype='bfloat16' or 'float32', which have the range.",
+            f"NaN or infinity in {dtype_name(engine.encoder.dtype)}",
+            "Check the checkpoint: fp32 has all the range there is."
+            if engine.encoder.dtype == torch.float32
+            else "Pass dtype='float32', which has the most range and precision.",
         )

@@ -350,9 +350,15 @@ def plan_pooled_cosine(
 def launch_pooled_cosine(
     hidden_states: torch.Tensor, cu_seqlens: torch.Tensor, *, score: bool, embed: bool, **arguments: Any
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Allocate the outputs that are asked for, launch, and return them as (scores [N], embeddings [N, D])."""
+    """Allocate the outputs that are asked for, launch, and return them as (scores [N], embeddings [N, D]).
+
+    Triton launches on the calling thread's GPU, and a new thread's is the first one: the tensors' is made it.
+    """
     num_texts, hidden_size = cu_seqlens.shape[0] - 1, hidden_states.shape[1]
     scores = hidden_states.new_empty(num_texts, dtype=torch.float32) if score else None
     embeddings = hidden_states.new_empty((num_texts, hidden_size), dtype=torch.float32) if embed else None
-    run_all(plan_pooled_cosine(hidden_states, cu_seqlens, scores=scores, embeddings=embeddings, **arguments))
+    with torch.cuda.device_of(hidden_states):  # does nothing for tensors on the CPU
+        run_all(
+            plan_pooled_cosine(hidden_states, cu_seqlens, scores=scores, embeddings=embeddings, **arguments)
+        )
     return scores, embeddings

@@ -22,11 +22,16 @@ from typer.testing import CliRunner, Result
 import fastreward
 from fastreward.backends import ENCODER_BACKENDS, OP_BACKENDS, availability
 from fastreward.cli import app
+from fastreward.encoders.checkpoint import DEFAULT_ENCODER, is_packaged
 from fastreward.scorer import Scorer
 
 ENGINE = ["--device", "cpu", "--dtype", "float32"]
 COLUMNS = ["--completion", "answer", "--reference", "gold"]
 RUN = [sys.executable, "-m", "fastreward"]
+pytestmark = pytest.mark.skipif(
+    not is_packaged(DEFAULT_ENCODER), reason="the default encoder is not installed (fastreward[minilm])"
+)
+
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1"}
 TIMEOUT_S = 120
 

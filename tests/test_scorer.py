@@ -1,6 +1,7 @@
 import itertools
 import pickle
 import random
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -157,12 +158,15 @@ def test_a_score_alone_in_a_batch_and_in_any_order_is_the_same_within_rounding(m
         close(scorer.score([completions[row]], [references[row]]), scores[row : row + 1])
 
 
+@pytest.mark.parametrize("onednn", [True, False], ids=["oneDNN", "plain"])
 @pytest.mark.parametrize(
     ("name", "pooling"), [("minilm", "mean"), *(("tiny", pooling) for pooling in POOLINGS)]
 )
 def test_batch_invariant_scores_are_the_same_to_the_bit(
-    minilm_folder, tiny_checkpoint, varied_texts, precision, name, pooling
+    minilm_folder, tiny_checkpoint, varied_texts, monkeypatch, precision, name, pooling, onednn
 ):
+    if not onednn:  # as on a machine without it, where a product's bits may depend on how many rows it has
+        monkeypatch.setattr("fastreward.ops.linear.onednn_available", lambda dtype: False)
     sizes = {"hidden_size": 48, "num_attention_heads": 3, "intermediate_size": 100}
     folder = minilm_folder if name == "minilm" else tiny_checkpoint(**sizes)
     device, dtype = precision
@@ -194,6 +198,16 @@ def long_texts():
     return [
         " ".join(itertools.islice(itertools.cycle(words), length)) for length in (0, 1, 9, 10, 11, 20, 37)
     ]
+
+
+def test_truncation_is_said_once(tiny_folder):
+    scorer = Scorer(tiny_folder, max_seq_length=4, **FP32)
+    with pytest.warns(UserWarning, match=r"longer than 4 tokens are truncated, 1 of .* long_texts='chunk'"):
+        scorer.embed(["heart " * 9])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scorer.embed(["blood " * 9])
+    assert scorer.stats.truncated_texts == 2
 
 
 def test_truncated_texts_are_counted_and_score_as_their_beginnings(tiny_folder, long_texts):

@@ -93,7 +93,8 @@ def _release(setting: _Setting) -> None:
     held.threads -= 1
     if not held.threads:
         del _held[setting]
-        if held.found not in setting.harmless:
+        ours = getattr(setting.owner, setting.name) == setting.harmless[0]  # else it was changed meanwhile
+        if ours and held.found not in setting.harmless:
             setting.restore(held.found)
 
 

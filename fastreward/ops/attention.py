@@ -36,9 +36,17 @@ def packed_attention(
         >>> packed_attention(qkv, torch.tensor([0, 2, 5], dtype=torch.int32), [2, 3]).shape
         torch.Size([5, 16])
     """
-    if qkv.device.type == "cuda" and qkv.dtype in (torch.float16, torch.bfloat16):
+    if _flash_attention_takes(qkv):
         return _varlen(qkv, cu_seqlens, max(lengths, default=0), batch_invariant)
     return _equal_length_runs(qkv, lengths, 1 if batch_invariant else len(lengths))
+
+
+def _flash_attention_takes(qkv: Tensor) -> bool:
+    """FlashAttention-2's limits: 16-bit, Ampere or later, head_dim a multiple of 8 and 256 at most."""
+    if qkv.device.type != "cuda" or qkv.dtype not in (torch.float16, torch.bfloat16):
+        return False
+    head_dim = qkv.shape[-1]
+    return head_dim % 8 == 0 and head_dim <= 256 and torch.cuda.get_device_capability(qkv.device) >= (8, 0)
 
 
 def _varlen(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, batch_invariant: bool) -> Tensor:

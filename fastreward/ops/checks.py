@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from fastreward.backends import dtype_name
 from fastreward.errors import InputError
 
 
 def describe(tensor: Tensor) -> str:
     """Say dtype, shape and device of a tensor, for a message."""
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)} on {tensor.device}"
+    return f"{dtype_name(tensor.dtype)} {list(tensor.shape)} on {tensor.device}"
 
 
 def require(fits: bool, name: str, expected: str, tensor: Tensor) -> None:

@@ -14,9 +14,11 @@ from torch import Tensor
 PACKED_FOR_ROWS = 2048
 
 
-def onednn_available() -> bool:
-    """Whether this PyTorch has oneDNN with the fused, prepacked linear layer."""
-    return torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+def onednn_available(dtype: torch.dtype) -> bool:
+    """Whether oneDNN's prepacked linear layer can be had here in `dtype`; bf16 needs instructions for it."""
+    if not (torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+        return False
+    return dtype != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class Linear:
@@ -29,7 +31,7 @@ class Linear:
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         self.bias = bias
-        self._packed = weight.device.type == "cpu" and onednn_available()
+        self._packed = weight.device.type == "cpu" and onednn_available(weight.dtype)
         if self._packed:
             weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), PACKED_FOR_ROWS)
         self._weight = weight

@@ -115,9 +115,9 @@ def pooled_cosine(
         Scores [N], fp32, in [-1, 1]; with `return_embeddings` also the unit vectors [N, D], fp32.
 
     Raises:
-        InputError: If a shape, dtype or device does not fit; on the CPU also if a value does. On CUDA values
-            are not looked at (that would wait for the GPU): a `reference_index` out of range gives NaN, and
-            no memory outside the tensors is read.
+        InputError: If a shape, dtype or device does not fit; on the CPU also if a value does not. On CUDA
+            values are not looked at, for that would wait for the GPU: offsets must be right, and a
+            `reference_index` out of range gives NaN in the Triton back-end.
         BackendUnavailableError: If the named back-end cannot run on these tensors.
 
     Example:
@@ -136,18 +136,15 @@ def pooled_cosine(
             hidden_states, cu_seqlens, references, reference_index, pooling=pooling, layer_norm=layer_norm
         )
         return (scores, embeddings) if return_embeddings else scores
-    from fastreward.kernels.pooled_cosine import launch_pooled_cosine
-
-    launched_scores, launched_embeddings = launch_pooled_cosine(
+    launched_scores, launched_embeddings = _launch(
         hidden_states,
         cu_seqlens,
-        pooling=pooling,
-        max_seqlen=hidden_states.shape[0] if max_seqlen is None else max_seqlen,
+        pooling,
+        max_seqlen,
+        layer_norm,
         references=references,
         reference_index=reference_index,
-        score=True,
         embed=return_embeddings,
-        **_layer_norm_arguments(layer_norm),
     )
     assert launched_scores is not None
     if launched_embeddings is None:
@@ -188,20 +185,8 @@ def pooled_embedding(
     """
     _check(hidden_states, cu_seqlens, pooling, max_seqlen, layer_norm)
     if resolve_op("pooled_cosine", hidden_states.device, backend) == "torch":
-        return unit_vectors(_pool(hidden_states, cu_seqlens, pooling, layer_norm))
-    from fastreward.kernels.pooled_cosine import launch_pooled_cosine
-
-    _, embeddings = launch_pooled_cosine(
-        hidden_states,
-        cu_seqlens,
-        pooling=pooling,
-        max_seqlen=hidden_states.shape[0] if max_seqlen is None else max_seqlen,
-        references=None,
-        reference_index=None,
-        score=False,
-        embed=True,
-        **_layer_norm_arguments(layer_norm),
-    )
+        return _unit_vectors(_pool(hidden_states, cu_seqlens, pooling, layer_norm))
+    _, embeddings = _launch(hidden_states, cu_seqlens, pooling, max_seqlen, layer_norm, embed=True)
     assert embeddings is not None
     return embeddings
 
@@ -217,17 +202,14 @@ def pooled_cosine_reference(
 ) -> tuple[Tensor, Tensor]:
     """Define `pooled_cosine` in PyTorch, in fp32: the CPU path and what the kernel is held against.
 
+    Formula, arguments, edge cases and source are those of `pooled_cosine`; nothing is checked here.
+
     Returns:
         Scores [N] and unit vectors [N, D], fp32.
     """
-    embeddings = unit_vectors(_pool(hidden_states, cu_seqlens, pooling, layer_norm))
-    return cosine_of_pairs(embeddings, references, reference_index), embeddings
-
-
-def cosine_of_pairs(embeddings: Tensor, references: Tensor, reference_index: Tensor) -> Tensor:
-    """Score unit vectors [N, D] against the references they point to: [N], fp32."""
-    chosen = unit_vectors(references.float())[reference_index]
-    return (embeddings * chosen).sum(dim=-1).clamp(-1.0, 1.0)
+    embeddings = _unit_vectors(_pool(hidden_states, cu_seqlens, pooling, layer_norm))
+    chosen = _unit_vectors(references.float())[reference_index]
+    return (embeddings * chosen).sum(dim=-1).clamp(-1.0, 1.0), embeddings
 
 
 def pooled_cosine_bytes(
@@ -278,7 +260,7 @@ def _normed(hidden_states: Tensor, layer_norm: LastLayerNorm | None, rows: Tenso
     return F.layer_norm(x, x.shape[-1:], layer_norm.weight.float(), bias, layer_norm.eps)
 
 
-def unit_vectors(x: Tensor) -> Tensor:
+def _unit_vectors(x: Tensor) -> Tensor:
     """Normalise: x / |x| by rows, zeros for zeros; scaled first, so that no square overflows or vanishes."""
     largest = x.abs().amax(dim=-1, keepdim=True)
     x = x / torch.where(largest == 0.0, 1.0, largest)
@@ -286,15 +268,33 @@ def unit_vectors(x: Tensor) -> Tensor:
     return x / torch.where(norm == 0.0, 1.0, norm)
 
 
-def _layer_norm_arguments(layer_norm: LastLayerNorm | None) -> dict[str, Tensor | float | None]:
-    if layer_norm is None:
-        return {"residual": None, "weight": None, "bias": None, "eps": 0.0}
-    return {
-        "residual": layer_norm.residual,
-        "weight": layer_norm.weight,
-        "bias": layer_norm.bias,
-        "eps": layer_norm.eps,
-    }
+def _launch(
+    hidden_states: Tensor,
+    cu_seqlens: Tensor,
+    pooling: Pooling,
+    max_seqlen: int | None,
+    layer_norm: LastLayerNorm | None,
+    *,
+    embed: bool,
+    references: Tensor | None = None,
+    reference_index: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor | None]:
+    from fastreward.kernels.pooled_cosine import launch_pooled_cosine
+
+    return launch_pooled_cosine(
+        hidden_states,
+        cu_seqlens,
+        score=references is not None,
+        embed=embed,
+        pooling=pooling,
+        max_seqlen=hidden_states.shape[0] if max_seqlen is None else max_seqlen,
+        references=references,
+        reference_index=reference_index,
+        residual=None if layer_norm is None else layer_norm.residual,
+        weight=None if layer_norm is None else layer_norm.weight,
+        bias=None if layer_norm is None else layer_norm.bias,
+        eps=0.0 if layer_norm is None else layer_norm.eps,
+    )
 
 
 def _check(

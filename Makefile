@@ -35,7 +35,8 @@ $(VENV)/.ready: constraints.txt pyproject.toml
 	@$(BIN)/python -c 'import torch; print(torch.version.cuda or "cpu")' > $(VENV)/torch-build
 	@if [ "$$(cat $(VENV)/torch-build)" = cpu ]; then cp constraints.txt $(VENV)/constraints.txt; \
 	  else grep -v '^triton==' constraints.txt > $(VENV)/constraints.txt; fi
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[dev]'
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  -c $(VENV)/constraints.txt -e '.[dev]'
 	@touch $@
 
 setup: $(VENV)/.ready

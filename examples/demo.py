@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the default encoder comes from a package
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 import torch
 from rich.console import Console
@@ -31,13 +32,14 @@ LABELS = ("good", "paraphrase", "partial", "negated", "off_topic", "stuffed")
 LANGUAGES = {"en": "English", "it": "Italian"}
 WARM_UP_ROWS = 32
 
-WHAT_TO_SEE = """
-What to see in these numbers: the encoder knows what an explanation is about. Everything on the topic stands
-far above off_topic, less far in Italian, which this English encoder reads poorly: there, two unrelated texts
-already look alike. It does not know what an explanation claims: a negated one keeps the reference's words and
-scores highest, and key words without sense score above a good explanation in words of its own. A multilingual
-encoder mends the first; the second is why such a reward is combined with one for the answer.
-"""
+WHAT_TO_SEE = (
+    "What to see in these numbers: the encoder knows what an explanation is about. Everything on the topic "
+    "stands far above off_topic, less far in Italian, which this English encoder reads poorly: there, two "
+    "unrelated texts already look alike. It does not know what an explanation claims: a negated one keeps the "
+    "reference's words and scores highest, and key words without sense score above a good explanation in "
+    "words of its own. A multilingual encoder mends the first; the second is why such a reward is combined "
+    "with one for the answer.\n"
+)
 
 console = Console(width=None if sys.stdout.isatty() else 100)
 
@@ -198,7 +200,7 @@ def main() -> None:
     )
     console.print(score_table(rows, scores.tolist()))
     console.print(preference_table(rows, scores.tolist()))
-    console.print(WHAT_TO_SEE)
+    console.print(f"\n{WHAT_TO_SEE}")
     console.print(speed_table(completions, references, scores))
     console.print(
         "sentence-transformers encodes completion and reference of every row, as rewards commonly do; "

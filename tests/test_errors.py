@@ -166,6 +166,7 @@ def test_a_lone_surrogate_scores_as_the_replacement_character(scorer):
     assert torch.equal(scorer.embed(broken), scorer.embed(replaced))
 
 
+@pytest.mark.filterwarnings("ignore:Texts longer than")
 @pytest.mark.parametrize("megabyte", ["heart pumps blood " * 60_000, "x" * 1_000_000, "\n" * 1_000_000])
 def test_a_text_of_a_megabyte_scores_as_its_beginning(scorer, megabyte):
     score = scorer.score([megabyte], ["heart"])

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from fastreward.ops.pooled_cosine import POOLINGS
 from fastreward.scorer import Scorer, ScorerStats
 
+pytestmark = pytest.mark.filterwarnings("ignore:Texts longer than")
+
 CPU = torch.device("cpu")
 FP32 = {"device": "cpu", "dtype": "float32"}
 FP32_ROUNDING = 2e-6  # what a score may move by in fp32 when other texts stand beside it

@@ -93,6 +93,8 @@ def as_it_was():
     torch.set_float32_matmul_precision("highest")
     for owner in (torch.backends, ONEDNN, CUBLAS):
         owner.fp32_precision = "none"
+    for name in REDUCED_CUBLAS:
+        setattr(CUBLAS, name, name != "allow_fp16_accumulation")
 
 
 @pytest.fixture(scope="session")
@@ -181,6 +183,40 @@ def test_full_precision_holds_until_the_last_thread_is_out():
         assert ONEDNN.fp32_precision == "ieee"
     thread.join()
     assert ONEDNN.fp32_precision == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "owner", "name", "reduced", "full"),
+    [
+        ("cpu", torch.float32, ONEDNN, "fp32_precision", "bf16", "ieee"),
+        ("cuda", torch.float32, CUBLAS, "fp32_precision", "tf32", "ieee"),
+        *(("cuda", torch.bfloat16, CUBLAS, name, True, False) for name in REDUCED_CUBLAS),
+    ],
+)
+def test_products_are_exact_inside_and_outside_as_the_trainer_has_them(
+    device, dtype, owner, name, reduced, full
+):
+    setattr(owner, name, reduced)
+    with own_numerics(torch.device(device), dtype):
+        assert getattr(owner, name) == full
+    assert getattr(owner, name) == reduced
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_pytorchs_older_questions_are_answered_inside(device, precision):
+    torch.set_float32_matmul_precision(precision)
+    with own_numerics(torch.device(device), torch.float32):  # other threads compile, and ask these
+        assert torch.get_float32_matmul_precision() in ("highest", precision)
+        assert CUBLAS.allow_tf32 in (True, False)
+    assert torch.get_float32_matmul_precision() == precision
+
+
+def test_what_a_trainer_sets_meanwhile_stays():
+    ONEDNN.fp32_precision = "bf16"
+    with own_numerics(CPU, torch.float32):
+        ONEDNN.fp32_precision = "tf32"
+    assert ONEDNN.fp32_precision == "tf32"
 
 
 def test_full_precision_is_had_also_while_an_encoder_of_another_dtype_works():

@@ -35,8 +35,8 @@ WARM_UP_ROWS = 32
 WHAT_TO_SEE = (
     "What to see in these numbers: the encoder knows what an explanation is about. Everything on the topic "
     "stands far above off_topic, less far in Italian, which this English encoder reads poorly: there, two "
-    "unrelated texts already look alike. It does not know what an explanation claims: a negated one keeps the "
-    "reference's words and scores highest, and key words without sense score above a good explanation in "
+    "unrelated texts already look alike. It does not know what an explanation claims: a negated one keeps "
+    "the reference's words and scores highest, and key words without sense score above a good explanation in "
     "words of its own. A multilingual encoder mends the first; the second is why such a reward is combined "
     "with one for the answer.\n"
 )

@@ -116,6 +116,13 @@ def test_a_folder_without_a_tokenizer_is_refused(tiny_checkpoint):
     assert_refused(CheckpointError, r"tokenizer\.json", f"none in {folder}", remedy, lambda: Scorer(folder))
 
 
+def test_a_tokenizer_with_more_tokens_than_the_model_has_is_refused(tiny_checkpoint):
+    folder = tiny_checkpoint(vocab_size=100)
+    assert_refused(
+        CheckpointError, "token|vocab", "100", r"belong together|\.$", lambda: Scorer(folder, device="cpu")
+    )
+
+
 # Texts
 
 

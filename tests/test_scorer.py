@@ -1,7 +1,9 @@
+import gc
 import itertools
 import pickle
 import random
 import warnings
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -345,6 +347,26 @@ def test_copies_share_one_engine_and_its_references_but_count_for_themselves(sco
         copy.score(["heart"], ["a reference of this test alone"])
     assert sum(copy.stats.reference_misses for copy in copies) == 1
     assert [copy.stats.texts for copy in copies] == [2] * 8
+
+
+def test_an_engine_outlives_the_copies_that_it_was_built_for(tiny_folder):
+    pickled = pickle.dumps(Scorer(tiny_folder, max_seq_length=77, **FP32))  # the original is gone at once
+    stats = []
+    for _ in range(2):
+        copy = pickle.loads(pickled)
+        copy.score(["heart"], ["blood"])
+        stats.append(copy.stats)
+        del copy
+        gc.collect()
+    assert [each.reference_hits for each in stats] == [0, 1]
+
+
+def test_an_engine_goes_with_the_last_scorer_that_was_made_with_it(tiny_folder):
+    scorer = Scorer(tiny_folder, max_seq_length=78, **FP32)
+    tokenizer = weakref.ref(scorer.tokenizer)
+    del scorer
+    gc.collect()
+    assert tokenizer() is None
 
 
 def test_vectors_have_unit_length_and_the_order_of_the_texts(scorer):

@@ -185,6 +185,7 @@ def test_a_damaged_file_of_settings_is_named(tiny_checkpoint, name, content):
         ("config.json", '{"model_type": "bert", "hidden_size": 32}'),
         ("config.json", '{"model_type": "bert", "max_position_embeddings": "many"}'),
         ("modules.json", '[{"idx": 0}]'),
+        ("modules.json", '["Transformer"]'),
         ("sentence_bert_config.json", '{"max_seq_length": "long"}'),
         ("config_sentence_transformers.json", '{"prompts": ["query: "]}'),
     ],

@@ -16,7 +16,7 @@ from fastreward.backends import resolve_device, resolve_dtype, resolve_encoder
 from fastreward.encoders.base import Encoder
 from fastreward.encoders.checkpoint import Checkpoint, load_checkpoint
 from fastreward.encoders.packed import PackedEncoder
-from fastreward.errors import InputError
+from fastreward.errors import CheckpointError, InputError
 from fastreward.ops.pooled_cosine import POOLINGS, Pooling, pooled_embedding
 from fastreward.packing import PackedBatch, pack, token_budget_batches
 from fastreward.progress import TokenProgress
@@ -103,6 +103,7 @@ class Engine:
             prompt=_prompt(config, checkpoint),
             lowercase=checkpoint.lowercase,
         )
+        _check_vocabulary(self.tokenizer, checkpoint)
         self.encoder: Encoder = PackedEncoder(
             checkpoint, device, dtype, pooling=config.pooling, batch_invariant=config.batch_invariant
         )
@@ -207,6 +208,15 @@ def _check(config: ScorerConfig) -> None:
         raise InputError("max_batch_tokens of 1 or more", str(config.max_batch_tokens), "Pass more, or None.")
     if config.prompt is not None and config.prompt_name is not None:
         raise InputError("prompt or prompt_name", "both", "Pass one of them.")
+
+
+def _check_vocabulary(tokenizer: Tokenizer, checkpoint: Checkpoint) -> None:
+    if tokenizer.vocab_size > checkpoint.size("vocab_size"):
+        raise CheckpointError(
+            f"a tokenizer of at most {checkpoint.size('vocab_size')} tokens, the model's vocab_size",
+            f"{tokenizer.vocab_size} in {checkpoint.tokenizer_file}",
+            "Check that tokenizer.json and the weights belong together.",
+        )
 
 
 def _max_seq_length(config: ScorerConfig, checkpoint: Checkpoint) -> int:

@@ -56,6 +56,11 @@ class Tokenizer:
                 "Pass a larger max_seq_length.",
             )
 
+    @property
+    def vocab_size(self) -> int:
+        """Token ids are below this."""
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
     @classmethod
     def from_file(
         cls, path: Path, *, max_length: int, prompt: str = "", lowercase: bool = False

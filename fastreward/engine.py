@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from itertools import accumulate
-from typing import Final, Literal
+from typing import Final, Literal, cast
 from weakref import WeakValueDictionary
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,16 +20,22 @@ from fastreward.encoders.checkpoint import Checkpoint, load_checkpoint
 from fastreward.encoders.packed import PackedEncoder
 from fastreward.errors import CheckpointError, InputError
 from fastreward.ops.pooled_cosine import POOLINGS, Pooling, pooled_embedding
-from fastreward.packing import PackedBatch, pack, token_budget_batches
-from fastreward.progress import TokenProgress
+from fastreward.packing import PackedBatch, pack, token_budget_batches, upload
+from fastreward.prefetch import prefetched
+from fastreward.progress import ScoringProgress
 from fastreward.reference_cache import ReferenceCache
 from fastreward.tokenization import Tokenizer
+from fastreward.word_cache import TokenIds
 
 LongTexts = Literal["truncate", "chunk"]
 
 MAX_BATCH_TOKENS: Final[Mapping[str, int]] = {"cpu": 2048, "cuda": 65536}
 """Tokens of one batch: on a CPU the widest activations of a small encoder should stay in the last-level
 cache; on a GPU a batch should be long enough to hide its launches."""
+
+MIN_PART: Final[Mapping[str, int]] = {"cpu": 32_768, "cuda": 65_536}
+"""Characters that are tokenised at a time, at least: about 8,000 tokens keep a CPU busy for long, and 16,000
+are enough to fill a GPU."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,8 @@ class ScorerConfig:
     dtype: str | None
     revision: str | None
     pooling: Pooling | None
+    num_layers: int | None
+    attention: str | None
     max_seq_length: int | None
     long_texts: LongTexts
     prompt: str | None
@@ -95,7 +105,7 @@ class Engine:
         _check(config)
         device = resolve_device(config.device)
         self.backend = resolve_encoder(config.backend, device)
-        dtype = resolve_dtype(config.dtype, device)
+        self.dtype = resolve_dtype(config.dtype, device)
         checkpoint = load_checkpoint(config.encoder, revision=config.revision)
         self.tokenizer = Tokenizer.from_file(
             checkpoint.tokenizer_file,
@@ -103,9 +113,15 @@ class Engine:
             prompt=_prompt(config, checkpoint),
             lowercase=checkpoint.lowercase,
         )
-        _check_vocabulary(self.tokenizer, checkpoint)
+        self.vocab_size = _check_vocabulary(self.tokenizer, checkpoint)
         self.encoder: Encoder = PackedEncoder(
-            checkpoint, device, dtype, pooling=config.pooling, batch_invariant=config.batch_invariant
+            checkpoint,
+            device,
+            self.dtype,
+            pooling=config.pooling,
+            num_layers=config.num_layers,
+            attention=config.attention,
+            batch_invariant=config.batch_invariant,
         )
         self.references = ReferenceCache(config.reference_cache_bytes)
         self._config = config
@@ -122,14 +138,11 @@ class Engine:
 
     def embed(self, texts: Sequence[str]) -> tuple[Tensor, ScorerStats]:
         """Encode N texts, one at least: unit vectors [N, D], fp32, on the encoder's device."""
-        content = self.tokenizer.content(texts)
         if self._config.long_texts == "truncate":
-            return self._encode(content, lambda batch, _: self.encoder.embed(batch))
-        room = self.tokenizer.max_content
-        windows = [[ids[i : i + room] for i in range(0, max(1, len(ids)), room)] for ids in content]
-        flat = [window for text in windows for window in text]
+            return self._encode(texts, lambda batch, _: self.encoder.embed(batch))
+        flat, windows = self._windows(texts)
         vectors, stats = self._encode(flat, lambda batch, _: self.encoder.embed(batch))
-        joined = _join_windows(vectors, [max(1, len(w)) for w in flat], [len(text) for text in windows])
+        joined = _join_windows(vectors, [max(1, len(w)) for w in flat], windows)
         return joined, replace(stats, encoded_texts=len(texts))
 
     def cosine(
@@ -137,35 +150,119 @@ class Engine:
     ) -> tuple[Tensor, ScorerStats]:
         """Score text n of N, one at least, against references[reference_index[n]]: [N], fp32."""
         return self._encode(
-            self.tokenizer.content(texts),
-            lambda batch, rows: self.encoder.cosine(batch, references, reference_index[rows]),
+            texts, lambda batch, rows: self.encoder.cosine(batch, references, reference_index[rows])
         )
 
+    def token_states(self, texts: Sequence[str]) -> tuple[list[tuple[Tensor, Tensor]], ScorerStats]:
+        """Encode N texts, one at least: hidden states [L, D] and token ids [L] of each, special tokens too.
+
+        A long text that is not truncated is all of its windows, one after another.
+        """
+        flat: Sequence[str] | Sequence[TokenIds] = texts
+        windows = [1] * len(texts)
+        if self._config.long_texts == "chunk":
+            flat, windows = self._windows(texts)
+        order: list[Tensor] = []
+        states: list[tuple[Tensor, Tensor]] = []
+
+        def keep(batch: PackedBatch, rows: Tensor) -> Tensor:
+            lengths = list(batch.lengths)
+            hidden = self.encoder.hidden(batch).split_with_sizes(lengths)
+            states.extend(zip(hidden, batch.input_ids.split_with_sizes(lengths), strict=True))
+            order.append(rows)
+            return rows
+
+        _, stats = self._encode(flat, keep)
+        by_row = dict(zip(torch.cat(order).tolist(), states, strict=True))
+        rows = iter(range(len(flat)))
+        parts = [[by_row[next(rows)] for _ in range(count)] for count in windows]
+        joined = [text[0] if len(text) == 1 else _join_tokens(text) for text in parts]
+        return joined, replace(stats, encoded_texts=len(texts))
+
+    def _windows(self, texts: Sequence[str]) -> tuple[list[TokenIds], list[int]]:
+        """Cut texts into windows of token ids; return all windows, and how many each text has."""
+        room = self.tokenizer.max_content
+        content = self.tokenizer.content(texts)
+        windows = [[ids[i : i + room] for i in range(0, max(1, len(ids)), room)] for ids in content]
+        return [window for text in windows for window in text], [len(text) for text in windows]
+
     def _encode(
-        self, content: Sequence[Sequence[int]], compute: Callable[[PackedBatch, Tensor], Tensor]
+        self, texts: Sequence[str] | Sequence[TokenIds], compute: Callable[[PackedBatch, Tensor], Tensor]
     ) -> tuple[Tensor, ScorerStats]:
-        """Batch texts by their true lengths, compute each batch, and put the results in the texts' order."""
-        device, room = self.encoder.device, self.tokenizer.max_content
+        """Compute all texts, given as they are or as token ids, batch by batch, and put the results in order.
+
+        While one part of them is computed, a thread tokenises the next.
+        """
+        device = self.encoder.device
+        results: list[Tensor] = []
+        order: list[int] = []
+        stats = ScorerStats()
+        with ScoringProgress(sum(map(len, texts)), self._config.progress) as progress:
+            for part in prefetched(_parts(texts, MIN_PART[device.type]), partial(self._prepare, texts)):
+                for chosen in part.batches:
+                    batch = pack([part.sequences[index] for index in chosen], device)
+                    rows = [part.rows[index] for index in chosen]
+                    (on_device,) = upload([np.array(rows, dtype=np.int32)], device)
+                    results.append(compute(batch, on_device))
+                    order += rows
+                    progress.advance(sum(len(texts[row]) for row in rows))
+                stats += part.stats
+        computed = torch.cat(results)
+        ordered = torch.empty_like(computed)
+        ordered[upload([np.array(order, dtype=np.int32)], device)[0]] = computed
+        return ordered, stats
+
+    def _prepare(self, texts: Sequence[str] | Sequence[TokenIds], rows: list[int]) -> _Part:
+        """Tokenise some of the texts, cut and frame them, and batch them by their true lengths."""
+        room = self.tokenizer.max_content
+        chosen = [texts[row] for row in rows]
+        content = cast(list[TokenIds], chosen)
+        if isinstance(chosen[0], str):
+            content = self.tokenizer.content(cast(list[str], chosen))
         sequences = [self.tokenizer.frame(ids[:room]) for ids in content]
         lengths = [len(sequence) for sequence in sequences]
-        batches = token_budget_batches(lengths, self._max_batch_tokens)
-        results = []
-        with TokenProgress(sum(lengths), self._config.progress) as progress:
-            for rows in batches:
-                batch = pack([sequences[row] for row in rows], device)
-                index = torch.tensor(rows, dtype=torch.int64, device="cpu").to(device)
-                results.append(compute(batch, index))
-                progress.advance(batch.num_tokens)
-        computed = torch.cat(results)
-        order = torch.tensor([row for rows in batches for row in rows], dtype=torch.int64, device="cpu")
-        ordered = torch.empty_like(computed)
-        ordered[order.to(device)] = computed
         stats = ScorerStats(
-            encoded_texts=len(content),
+            encoded_texts=len(rows),
             tokens=sum(lengths),
             truncated_texts=sum(len(ids) > room for ids in content),
         )
-        return ordered, stats
+        return _Part(rows, sequences, token_budget_batches(lengths, self._max_batch_tokens), stats)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some texts of a call, ready to be computed.
+
+    Attributes:
+        rows: Which texts of the call they are.
+        sequences: The token ids of each, special tokens set.
+        batches: Batches of indices into both.
+        stats: What they come to.
+    """
+
+    rows: list[int]
+    sequences: list[TokenIds]
+    batches: list[list[int]]
+    stats: ScorerStats
+
+
+def _parts(texts: Sequence[str] | Sequence[TokenIds], min_size: int) -> list[list[int]]:
+    """Split texts into parts of like length, longest first, for tokenising and computing to overlap.
+
+    Sixteen parts, for the first is tokenised with nothing to overlap; fewer where one would have less than
+    `min_size` characters.
+    """
+    sizes = [len(text) + 1 for text in texts]  # an empty one is work too
+    part_size = max(min_size, sum(sizes) // 16)
+    parts: list[list[int]] = []
+    room = 0
+    for row in sorted(range(len(sizes)), key=lambda row: -sizes[row]):
+        if not parts or room <= 0:
+            parts.append([])
+            room = part_size
+        parts[-1].append(row)
+        room -= sizes[row]
+    return parts
 
 
 _lock = threading.Lock()
@@ -199,6 +296,11 @@ def _join_windows(vectors: Tensor, weights: list[int], windows: list[int]) -> Te
     return pooled_embedding(vectors * weight[:, None], cu_seqlens, max_seqlen=max(windows))
 
 
+def _join_tokens(windows: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    hidden, ids = zip(*windows, strict=True)
+    return torch.cat(hidden), torch.cat(ids)
+
+
 def _check(config: ScorerConfig) -> None:
     if config.long_texts not in ("truncate", "chunk"):
         raise InputError("long_texts of 'truncate' or 'chunk'", repr(config.long_texts), "Correct the name.")
@@ -210,21 +312,23 @@ def _check(config: ScorerConfig) -> None:
         raise InputError("prompt or prompt_name", "both", "Pass one of them.")
 
 
-def _check_vocabulary(tokenizer: Tokenizer, checkpoint: Checkpoint) -> None:
-    if tokenizer.vocab_size > checkpoint.size("vocab_size"):
+def _check_vocabulary(tokenizer: Tokenizer, checkpoint: Checkpoint) -> int:
+    vocab_size = tokenizer.vocab_size
+    if vocab_size > checkpoint.architecture.vocab_size:
         raise CheckpointError(
-            f"a tokenizer of at most {checkpoint.size('vocab_size')} tokens, the model's vocab_size",
-            f"{tokenizer.vocab_size} in {checkpoint.tokenizer_file}",
+            f"a tokenizer of at most {checkpoint.architecture.vocab_size} tokens, the model's vocab_size",
+            f"{vocab_size} in {checkpoint.tokenizer_file}",
             "Check that tokenizer.json and the weights belong together.",
         )
+    return vocab_size
 
 
 def _max_seq_length(config: ScorerConfig, checkpoint: Checkpoint) -> int:
     if config.max_seq_length is None:
         return checkpoint.max_seq_length
-    if config.max_seq_length > checkpoint.max_positions:
+    if config.max_seq_length > checkpoint.architecture.max_positions:
         raise InputError(
-            f"max_seq_length of {checkpoint.max_positions} at most, the model's positions",
+            f"max_seq_length of {checkpoint.architecture.max_positions} at most, the model's positions",
             str(config.max_seq_length),
             "Pass less, or long_texts='chunk' to read a longer text in windows.",
         )

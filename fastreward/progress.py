@@ -14,11 +14,11 @@ PATIENCE_S: Final = 3.0
 """Seconds without a bar: what is done by then needs none."""
 
 
-class TokenProgress:
-    """Counts tokens done on standard error.
+class ScoringProgress:
+    """Shows how much is done on standard error.
 
     Args:
-        total: Tokens to do.
+        total: The work there is, in any unit.
         enabled: True from the start, False never, None after `PATIENCE_S` if standard error is a terminal.
     """
 
@@ -29,7 +29,7 @@ class TokenProgress:
         self._begin = time.monotonic()
         self._bar: Progress | None = None
 
-    def __enter__(self) -> TokenProgress:
+    def __enter__(self) -> ScoringProgress:
         self.advance(0)
         return self
 
@@ -39,9 +39,9 @@ class TokenProgress:
         if self._bar is not None:
             self._bar.stop()
 
-    def advance(self, tokens: int) -> None:
-        """Count tokens that are done, and show the bar when it is time."""
-        self._done += tokens
+    def advance(self, work: int) -> None:
+        """Count work that is done, and show the bar when it is time."""
+        self._done += work
         if self._bar is None and self._due():
             columns = (TextColumn("scoring"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
             self._bar = Progress(

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tokenizers
 from tokenizers import normalizers
 
 from fastreward.errors import CheckpointError, InputError
+from fastreward.word_cache import WORD_CACHE_BYTES, TokenIds, WordCache, encode_batch
 
 PROBE = "probe"
 
@@ -26,10 +28,17 @@ class Tokenizer:
         max_length: Tokens of one sequence at most, special tokens included.
         prompt: Text set before every text ("query: ").
         lowercase: Lower-case texts first, as some sentence-transformers checkpoints ask for.
+        word_cache_bytes: Bound on the memory for words whose ids are remembered; 0 for no cache.
+
+    Attributes:
+        max_length: Tokens of one sequence at most, special tokens included.
+        max_content: Tokens of a text at most, special tokens left out.
+        word_cache: The ids of the words seen so far; None if there is no cache.
+        uncached_because: Why there is none; None if there is one.
 
     Raises:
         CheckpointError: If the special tokens are not a fixed prefix and suffix of a text.
-        InputError: If they leave no room for a text.
+        InputError: If they leave no room for a text, or `word_cache_bytes` is negative.
 
     Example:
         >>> tokenizer = Tokenizer.from_file(folder / "tokenizer.json", max_length=256)  # doctest: +SKIP
@@ -38,7 +47,13 @@ class Tokenizer:
     """
 
     def __init__(
-        self, tokenizer: tokenizers.Tokenizer, *, max_length: int, prompt: str = "", lowercase: bool = False
+        self,
+        tokenizer: tokenizers.Tokenizer,
+        *,
+        max_length: int,
+        prompt: str = "",
+        lowercase: bool = False,
+        word_cache_bytes: int = WORD_CACHE_BYTES,
     ) -> None:
         tokenizer.no_padding()
         tokenizer.no_truncation()
@@ -46,15 +61,17 @@ class Tokenizer:
             _lower_case_first(tokenizer)
         self._tokenizer = tokenizer
         self._prompt = prompt
-        self._prefix, self._suffix = _special_tokens(tokenizer)
+        prefix, suffix = _special_tokens(tokenizer)
+        self._prefix, self._suffix = (np.array(ids, dtype=np.int32).tobytes() for ids in (prefix, suffix))
         self.max_length = max_length
-        self.max_content = max_length - len(self._prefix) - len(self._suffix)
+        self.max_content = max_length - len(prefix) - len(suffix)
         if self.max_content < 1:
             raise InputError(
-                f"room for text beside {len(self._prefix) + len(self._suffix)} special tokens",
+                f"room for text beside {len(prefix) + len(suffix)} special tokens",
                 f"a maximum length of {max_length} tokens",
                 "Pass a larger max_seq_length.",
             )
+        self.word_cache, self.uncached_because = _word_cache(tokenizer, word_cache_bytes)
 
     @property
     def vocab_size(self) -> int:
@@ -63,7 +80,13 @@ class Tokenizer:
 
     @classmethod
     def from_file(
-        cls, path: Path, *, max_length: int, prompt: str = "", lowercase: bool = False
+        cls,
+        path: Path,
+        *,
+        max_length: int,
+        prompt: str = "",
+        lowercase: bool = False,
+        word_cache_bytes: int = WORD_CACHE_BYTES,
     ) -> Tokenizer:
         """Load a `tokenizer.json`.
 
@@ -82,25 +105,33 @@ class Tokenizer:
             raise CheckpointError(
                 "a readable tokenizer.json", f"{path}: {error}", "Download or save the file again."
             ) from error
-        return cls(tokenizer, max_length=max_length, prompt=prompt, lowercase=lowercase)
+        return cls(
+            tokenizer,
+            max_length=max_length,
+            prompt=prompt,
+            lowercase=lowercase,
+            word_cache_bytes=word_cache_bytes,
+        )
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokenise as the encoder gets it: special tokens set, cut at `max_length`."""
-        return [self.frame(ids[: self.max_content]) for ids in self.content(texts)]
+        return [self.frame(ids[: self.max_content]).tolist() for ids in self.content(texts)]
 
-    def content(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokenise without special tokens, however long. A lone surrogate counts as U+FFFD."""
-        prepared = [self._prompt + text for text in texts] if self._prompt else list(texts)
-        try:
-            encodings = self._tokenizer.encode_batch_fast(prepared, add_special_tokens=False)
-        except (TypeError, UnicodeEncodeError):  # a str that is no valid Unicode cannot cross into Rust
-            prepared = [_valid_unicode(text) for text in prepared]
-            encodings = self._tokenizer.encode_batch_fast(prepared, add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+    def content(self, texts: Sequence[str]) -> list[TokenIds]:
+        """Tokenise N texts without special tokens, however long. A lone surrogate counts as U+FFFD.
 
-    def frame(self, content: Sequence[int]) -> list[int]:
-        """Set the special tokens around content ids."""
-        return [*self._prefix, *content, *self._suffix]
+        Returns:
+            N arrays [T], int32, not to be written to.
+        """
+        prepared = [self._prompt + text for text in texts] if self._prompt else texts
+        if self.word_cache is not None:
+            return self.word_cache.encode(prepared)
+        return [np.array(ids, dtype=np.int32) for ids in encode_batch(self._tokenizer, prepared)]
+
+    def frame(self, content: TokenIds | Sequence[int]) -> TokenIds:
+        """Set the special tokens around content ids: [T], int32, not to be written to."""
+        ids = np.ascontiguousarray(content, dtype=np.int32)
+        return np.frombuffer(b"".join((self._prefix, ids.data, self._suffix)), dtype=np.int32)
 
 
 def _special_tokens(tokenizer: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
@@ -128,5 +159,13 @@ def _lower_case_first(tokenizer: tokenizers.Tokenizer) -> None:
     tokenizer.normalizer = normalizers.Sequence(lower if own is None else [*lower, own])
 
 
-def _valid_unicode(text: str) -> str:
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+def _word_cache(tokenizer: tokenizers.Tokenizer, max_bytes: int) -> tuple[WordCache | None, str | None]:
+    """Set up the cache of words, or say why there is none."""
+    if max_bytes == 0:
+        return None, "word_cache_bytes is 0"
+    if max_bytes < 0:
+        raise InputError("word_cache_bytes of 0 or more", str(max_bytes), "Pass 0 for no cache.")
+    try:
+        return WordCache(tokenizer, max_bytes=max_bytes), None
+    except InputError as error:  # nothing is lost but time: the tokenizer does all by itself
+        return None, error.received

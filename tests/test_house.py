@@ -43,12 +43,23 @@ HEIGHT = {
     "integrations": 6,
     "cli": 7,
 }
-GROUND = ("errors", "backends", "packing", "tokenization", "reference_cache", "profiling", "progress")
+GROUND = (
+    "errors",
+    "backends",
+    "packing",
+    "prefetch",
+    "tokenization",
+    "word_cache",
+    "separation",
+    "reference_cache",
+    "profiling",
+    "progress",
+)
 LAYER = {
     **{name: name for name in HEIGHT if name not in ("ground", "face")},
     **dict.fromkeys(GROUND, "ground"),
-    "engine": "scorer",
-    **dict.fromkeys(("__main__", "table_io"), "cli"),
+    **dict.fromkeys(("engine", "matching"), "scorer"),
+    **dict.fromkeys(("__main__", "table_io", "diagnosis"), "cli"),
 }
 NARROW_GROUND = {"errors": set[str](), "backends": {"errors"}}  # what these two may import of the house
 

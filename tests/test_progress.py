@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
-from fastreward.progress import TokenProgress
+from fastreward.progress import ScoringProgress
 
 SCRIPT = """
 from fastreward import progress
 progress.PATIENCE_S = {patience_s}
-with progress.TokenProgress(100, None) as bar:
+with progress.ScoringProgress(100, None) as bar:
     bar.advance(50)
     bar.advance(50)
 """
@@ -40,13 +40,13 @@ def test_what_is_done_soon_shows_nothing():
 @pytest.mark.parametrize("enabled", [None, False])
 def test_nothing_is_shown_off_a_terminal_or_when_it_is_switched_off(capfd, monkeypatch, enabled):
     monkeypatch.setattr("fastreward.progress.PATIENCE_S", 0.0)
-    with TokenProgress(100, enabled) as bar:
+    with ScoringProgress(100, enabled) as bar:
         bar.advance(100)
     assert capfd.readouterr() == ("", "")
 
 
 def test_the_bar_is_closed_when_the_work_fails():
-    bar = TokenProgress(100, True)
+    bar = ScoringProgress(100, True)
 
     def work():
         with bar:

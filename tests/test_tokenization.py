@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 import tokenizers
 
@@ -32,8 +33,8 @@ def test_only_what_is_over_the_limit_is_cut(tokenizer_file):
     assert tokenizer.max_content == 3
     (content,) = tokenizer.content(["heart blood body heart"])
     assert len(content) == 4
-    assert tokenizer(["heart blood body heart"]) == [tokenizer.frame(content[:3])]
-    assert tokenizer(["heart blood body"]) == [tokenizer.frame(content[:3])]
+    cut = tokenizer.frame(content[:3]).tolist()
+    assert tokenizer(["heart blood body heart", "heart blood body"]) == [cut, cut]
 
 
 def test_an_empty_text_is_its_special_tokens(tokenizer_file):
@@ -41,6 +42,48 @@ def test_an_empty_text_is_its_special_tokens(tokenizer_file):
     cls, sep = tokenizer.frame([])
     assert tokenizer(["", " \n\t"]) == [[cls, sep], [cls, sep]]
     assert tokenizer([]) == []
+
+
+@pytest.mark.parametrize("word_cache_bytes", [0, 1 << 20])
+def test_content_and_frame_are_int32_arrays(tokenizer_file, word_cache_bytes):
+    tokenizer = Tokenizer.from_file(tokenizer_file, max_length=64, word_cache_bytes=word_cache_bytes)
+    cls, sep = tokenizer.frame([])
+    for ids in tokenizer.content(["heart blood", "", "heart\x1cblood"]):
+        framed = tokenizer.frame(ids)
+        assert (ids.dtype, ids.ndim, framed.dtype, framed.ndim) == (np.int32, 1, np.int32, 1)
+        for part in (ids, ids.tolist(), ids[:1], ids[::-1]):
+            assert tokenizer.frame(part).tolist() == [cls, *part, sep]
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"prompt": "query: "}, {"prompt": "a"}, {"lowercase": True}], ids=str
+)
+def test_ids_are_the_same_without_the_word_cache(cased_file, varied_texts, settings):
+    without = Tokenizer.from_file(cased_file, max_length=64, word_cache_bytes=0, **settings)
+    cached = Tokenizer.from_file(cased_file, max_length=64, **settings)
+    assert without.word_cache is None
+    assert cached.word_cache is not None
+    expected = without(varied_texts)
+    assert [cached(varied_texts), cached(varied_texts)] == [expected, expected]
+    assert cached.word_cache.hit_rate(["heart blood"]) == 1.0
+
+
+def test_why_there_is_no_word_cache_is_said(tokenizer_file):
+    plain = tokenizers.Tokenizer.from_file(str(tokenizer_file))
+    assert Tokenizer(plain, max_length=64).uncached_because is None
+    assert "word_cache_bytes is 0" in Tokenizer(plain, max_length=64, word_cache_bytes=0).uncached_because
+    plain.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    uncached = Tokenizer(plain, max_length=64)
+    assert uncached.word_cache is None
+    assert "marked and not collapsed" in uncached.uncached_because
+    assert uncached(["heart"]) == [
+        uncached.frame(plain.encode("heart", add_special_tokens=False).ids).tolist()
+    ]
+
+
+def test_a_negative_size_of_the_word_cache_is_refused(tokenizer_file):
+    with pytest.raises(InputError, match=r"word_cache_bytes of 0 or more, got -1\. Pass 0 for no cache"):
+        Tokenizer.from_file(tokenizer_file, max_length=64, word_cache_bytes=-1)
 
 
 def test_padding_and_truncation_of_the_file_are_switched_off(tokenizer_file, tmp_path):

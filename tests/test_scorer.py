@@ -11,8 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fastreward import engine
 from fastreward.ops.pooled_cosine import POOLINGS
 from fastreward.scorer import Scorer, ScorerStats
+from fastreward.tokenization import Tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:Texts longer than")
 
@@ -410,3 +412,55 @@ def test_a_score_of_a_text_with_itself_is_one_and_never_more(minilm, varied_text
     scores = minilm(device=device, dtype=dtype).score(texts, texts)
     assert scores.max() <= 1.0
     assert scores.min() >= 1.0 - BOUNDS[dtype][0]
+
+
+# Tokenised in parts, while other parts are computed
+
+
+@pytest.fixture
+def in_small_parts(monkeypatch):
+    monkeypatch.setitem(engine.MIN_PART, "cpu", 40)
+
+
+@pytest.mark.usefixtures("in_small_parts")
+@pytest.mark.parametrize("long_texts", ["truncate", "chunk"])
+def test_a_call_in_many_parts_gives_what_it_gives_in_one(tiny_folder, long_texts, monkeypatch):
+    texts = ["heart " * (n % 40) + f"{n}" for n in range(200)]
+    arguments = {**FP32, "max_seq_length": 24, "long_texts": long_texts}
+    scorer = Scorer(tiny_folder, **arguments)
+    assert len(engine._parts(texts, 40)) > 10
+    vectors, stats = scorer.embed(texts), scorer.stats
+    monkeypatch.setitem(engine.MIN_PART, "cpu", 10**9)
+    assert len(engine._parts(texts, 10**9)) == 1
+    whole = Scorer(tiny_folder, **arguments)
+    close(vectors, whole.embed(texts), atol=2e-6)
+    assert stats == whole.stats
+
+
+@pytest.mark.parametrize("sizes", [[], [0], [0] * 1000, [1], [5, 0, 900, 3, 3, 0, 41]])
+@pytest.mark.parametrize("min_size", [1, 40, 10**6])
+def test_parts_hold_every_text_once_longest_first_sixteen_of_them_at_most(sizes, min_size):
+    parts = engine._parts(["x" * size for size in sizes], min_size)
+    rows = [row for part in parts for row in part]
+    assert sorted(rows) == list(range(len(sizes)))
+    assert [sizes[row] for row in rows] == sorted(sizes, reverse=True)
+    assert len(parts) <= 17
+
+
+@pytest.mark.usefixtures("in_small_parts")
+def test_an_error_in_a_late_part_is_raised_and_the_scorer_goes_on(tiny_folder, monkeypatch):
+    scorer = Scorer(tiny_folder, **FP32)
+    texts = ["heart " * n for n in range(40)]
+    expected = scorer.embed(texts)
+    content = Tokenizer.content
+
+    def failing(tokenizer, part):
+        if "" in part:  # the shortest, in the last part
+            raise RuntimeError("no tokens today")
+        return content(tokenizer, part)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Tokenizer, "content", failing)
+        with pytest.raises(RuntimeError, match="no tokens today"):
+            scorer.embed(texts)
+    assert torch.equal(scorer.embed(texts), expected)

@@ -7,104 +7,82 @@ The caller's clock, from a cold L2 on a GPU. The times on the GPU itself are gpu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Final
 
 import pytest
 import torch
-from rich.markup import escape
-from rich.table import Table
 
-from benchmarks.measure import (
-    ColdCache,
-    Copy,
-    Prepare,
-    Ratio,
-    Run,
-    Timing,
-    WallClock,
-    device_name,
-)
-from benchmarks.peers import OURS, checked_variants
-from benchmarks.shapes import (
-    POOLED_COSINE_CPU,
-    POOLED_COSINE_GPU,
-    SHORT,
-    PackedShape,
-    pooled_cosine_inputs,
-    shrunk,
-)
-from fastreward.ops.pooled_cosine import pooled_cosine_bytes
+from benchmarks.measure import require_close
+from benchmarks.peers import REFERENCE, pooled_cosine_fp64, pooled_cosine_variants
+from benchmarks.shapes import D384, D768, EDGE_CASES, SHORT, PackedShape, pooled_cosine_inputs
+from benchmarks.workloads import AUTOTUNED, CUDA_GRAPHS, OURS, Case, TimeWorkload, Workload
+from fastreward.ops.pooled_cosine import pooled_cosine, pooled_cosine_bytes
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-ON_GPU = DEVICE.type == "cuda"
-SHAPES = (*POOLED_COSINE_GPU, SHORT) if ON_GPU else POOLED_COSINE_CPU
-DTYPES = (torch.bfloat16,) if ON_GPU else (torch.float32, torch.bfloat16)
-COMPILE_OPTIONS = {"mode": "max-autotune-no-cudagraphs"} if ON_GPU else None
+MAX_ERROR: Final = 1e-5
+"""All sums are fp32 whatever the inputs are, and fp64 starts from the same inputs."""
+
+PEER_MAX_ERROR: Final = 2e-2
+"""A peer rounds the LayerNorm's output to bf16; beyond this it computes something else."""
 
 
-@pytest.fixture(scope="module")
-def table(show: Callable[[Table], None]) -> Table:
-    table = Table(title=f"pooled_cosine, {device_name(DEVICE)}, p50 (p20 – p80) of rounds in turns")
-    for name in ("shape", "variant"):
-        table.add_column(name)
-    for name in ("µs", "GB/s", "of copy", "× ours", "(p20 – p80)"):
-        table.add_column(name, justify="right")
-    show(table)
-    return table
-
-
-@pytest.mark.parametrize("layer_norm", [False, True], ids=["plain", "layer_norm"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
-def test_pooled_cosine(
+def draw(
     shape: PackedShape,
-    dtype: torch.dtype,
     layer_norm: bool,
-    interleave: Callable[..., dict[str, Timing]],
-    benchmark: Any,
-    table: Table,
-    rounds: int,
-    quick: bool,
-) -> None:
-    shape = shrunk(shape) if quick else shape
+    latency: bool,
+    device: torch.device,
+    dtype: torch.dtype,
+    shrunk: bool,
+) -> Case:
+    """Draw packed hidden states and references; with `layer_norm` a residual and the LayerNorm too."""
+    shape = shape.sized(device, shrunk)
     lengths = shape.lengths()
     inputs = pooled_cosine_inputs(
-        lengths, shape.hidden_size, dtype=dtype, device=DEVICE, layer_norm=layer_norm
+        lengths, shape.hidden_size, dtype=dtype, device=device, layer_norm=layer_norm
     )
-    # On a CPU the scorer's batches stay in the cache, and so does a copy that is as large.
-    copy = Copy.of(2**30 if ON_GPU and not quick else inputs.hidden_states.nbytes, DEVICE)
-    usable, failed = checked_variants(inputs, compile_options=COMPILE_OPTIONS)
-    benchmark.extra_info["failed"] = failed
-    runs: dict[str, Run] = {**usable, "copy": copy}
-    timings = interleave(from_a_cold_cache(runs), WallClock(DEVICE), 4 * rounds)
-
-    moved = pooled_cosine_bytes(
-        shape.num_tokens, len(lengths), shape.hidden_size, dtype, layer_norm=layer_norm
+    options = CUDA_GRAPHS if latency else AUTOTUNED
+    return Case(
+        ours=OURS,
+        variants=pooled_cosine_variants(inputs, compile_options=options),
+        expected=partial(pooled_cosine_fp64, inputs),
+        max_error=MAX_ERROR,
+        peer_max_error=PEER_MAX_ERROR,
+        moved_bytes=pooled_cosine_bytes(
+            shape.num_tokens, len(lengths), shape.hidden_size, dtype, layer_norm=layer_norm
+        ),
+        flops=0,
+        own=frozenset({REFERENCE}),
+        describe={**shape.describe(), "layer_norm": layer_norm},
     )
-    sizes = {name: copy.moved_bytes if name == "copy" else moved for name in timings}
-    ceiling = copy.moved_bytes / timings["copy"].p50
-    label = f"{shape.name} {str(dtype).removeprefix('torch.')}{' + LayerNorm' if layer_norm else ''}"
-    for name, why in failed.items():
-        table.add_row(label, name, escape(why))
-    for name, timing in timings.items():
-        rate = sizes[name] / timing.p50
-        ratio = Ratio(slow=timing, fast=timings[OURS])
-        micro = f"{timing.p50 * 1e6:,.0f} ({timing.p20 * 1e6:,.0f} – {timing.p80 * 1e6:,.0f})"
-        spread = f"{ratio.quantile(0.2):.2f} – {ratio.quantile(0.8):.2f}"
-        percent = f"{100 * rate / ceiling:.0f} %"
-        table.add_row(label, name, micro, f"{rate / 1e9:,.1f}", percent, f"{ratio.of_medians:.2f}", spread)
-        benchmark.extra_info[name] = {**timing.as_json(), "gb_per_s": rate / 1e9, "vs_ours": ratio.as_json()}
-    table.add_section()
 
 
-def from_a_cold_cache(runs: Mapping[str, Run]) -> dict[str, Prepare]:
-    """Empty the GPU's cache before every run."""
-    flush = ColdCache(DEVICE)
+def check_edges(device: torch.device) -> None:
+    """Hold the op against fp64 where implementations go wrong first, in every precision of the device."""
+    dtypes = [torch.float32, torch.bfloat16, *([torch.float16] if device.type == "cuda" else [])]
+    for name, (lengths, hidden_size) in EDGE_CASES.items():
+        for dtype in dtypes:
+            for layer_norm in (False, True):
+                inputs = pooled_cosine_inputs(
+                    lengths, hidden_size, dtype=dtype, device=device, layer_norm=layer_norm
+                )
+                what = f"pooled_cosine, {name}, {dtype}, layer_norm={layer_norm}"
+                scores = pooled_cosine(**inputs.arguments())
+                require_close(what, scores, pooled_cosine_fp64(inputs), max_error=MAX_ERROR)
 
-    def flushed(run: Run) -> Run:
-        flush()
-        return run
 
-    return {name: partial(flushed, run) for name, run in runs.items()}
+WORKLOADS: Final = tuple(
+    Workload(
+        op="pooled_cosine",
+        shape=shape.name + ("-ln" if layer_norm else ""),
+        bound="memory",
+        draw=partial(draw, shape, layer_norm, shape is SHORT),
+        latency=shape is SHORT,
+    )
+    for shape in (D384, D768, SHORT)
+    for layer_norm in (False, True)
+)
+
+
+@pytest.mark.parametrize("workload", WORKLOADS, ids=lambda workload: workload.name)
+def test_pooled_cosine(workload: Workload, time_workload: TimeWorkload) -> None:
+    time_workload(workload)

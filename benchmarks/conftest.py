@@ -1,25 +1,47 @@
-"""What the pytest-benchmark suites share: options, timing in turns, and the tables at the end."""
+"""What the pytest-benchmark suites share: options, timing in turns, workloads, and the tables at the end."""
 
 from __future__ import annotations
 
 import io
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 from rich.table import Table
 
 # The repository, which is not on the path of a script in a folder below it, nor of pytest run by its name.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.measure import Clock, Prepare, Run, Timing, interleaved
+from benchmarks.measure import (
+    Ceiling,
+    Clock,
+    ColdCache,
+    Copy,
+    MatrixProduct,
+    Prepare,
+    Run,
+    Timing,
+    WallClock,
+    device_name,
+    interleaved,
+)
+from benchmarks.rows import measured_rows, new_table
+from benchmarks.workloads import COMPILED, Case, TimeWorkload, Workload, checked
 
 Interleave = Callable[[Mapping[str, Prepare], Clock, int], dict[str, Timing]]
 
 TABLES = pytest.StashKey[list[Table]]()
+OPS = pytest.StashKey[dict[str, Table]]()
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+ON_GPU = DEVICE.type == "cuda"
+DTYPES = (torch.bfloat16,) if ON_GPU else (torch.float32, torch.bfloat16)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -64,6 +86,74 @@ def interleave(benchmark: Any) -> Interleave:
 def show(pytestconfig: pytest.Config) -> Callable[[Table], None]:
     """Keep a table for the end of the run; more rows may be added to it until then."""
     return pytestconfig.stash.setdefault(TABLES, []).append
+
+
+@pytest.fixture(params=DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+def time_workload(
+    request: pytest.FixtureRequest,
+    interleave: Interleave,
+    benchmark: Any,
+    pytestconfig: pytest.Config,
+    show: Callable[[Table], None],
+    rounds: int,
+    quick: bool,
+) -> TimeWorkload:
+    """Check a workload in one precision, time it by the caller's clock, and add it to its op's table."""
+    dtype: torch.dtype = request.param
+
+    def timed(workload: Workload) -> None:
+        case = workload.draw(DEVICE, dtype, quick)
+        # Inductor's code for a CPU is nobody's rival here: compiled peers are traced, or left to the GPU.
+        leave = COMPILED if not ON_GPU and not quick else None
+        case = replace(case, variants={n: run for n, run in case.variants.items() if not _is(n, leave)})
+        found = checked(case)
+        flush = ColdCache(DEVICE)
+        label = f"{workload.name} {str(dtype).removeprefix('torch.')}"
+        rows = measured_rows(
+            label,
+            case,
+            found,
+            {"wall": WallClock(DEVICE)},
+            lambda runs, clock: interleave(_from_a_cold_cache(runs, flush), clock, 4 * rounds),
+            None if workload.latency else (workload.ceiling, _ceiling(workload, case, dtype, quick)),
+        )
+        table = _table_of(workload.op, pytestconfig, show)
+        for row in rows:
+            table.add_row(*row.cells())
+            benchmark.extra_info[row.variant] = row.as_json()
+        table.add_section()
+
+    return timed
+
+
+def _is(name: str, prefix: str | None) -> bool:
+    return prefix is not None and name.startswith(prefix)
+
+
+def _from_a_cold_cache(runs: Mapping[str, Run], flush: ColdCache) -> dict[str, Prepare]:
+    """Empty the GPU's cache before every run; on a CPU nothing is done."""
+
+    def flushed(run: Run) -> Run:
+        flush()
+        return run
+
+    return {name: partial(flushed, run) for name, run in runs.items()}
+
+
+def _ceiling(workload: Workload, case: Case, dtype: torch.dtype, quick: bool) -> Ceiling:
+    """What the op is held against; on a CPU as large as the op, so that both stay in the cache or neither."""
+    if workload.bound == "compute":
+        return MatrixProduct.of(8192 if ON_GPU and not quick else 1024, dtype, DEVICE)
+    return Copy.of(2**30 if ON_GPU and not quick else max(4, case.moved_bytes // 2), DEVICE)
+
+
+def _table_of(op: str, config: pytest.Config, show: Callable[[Table], None]) -> Table:
+    """The op's table, made when it is first asked for."""
+    tables = config.stash.setdefault(OPS, {})
+    if op not in tables:
+        tables[op] = new_table(f"{op}, {device_name(DEVICE)}, rounds in turns")
+        show(tables[op])
+    return tables[op]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -40,6 +40,12 @@ Prepare = Callable[[], Run]
 Clock = Callable[[Run], float]
 """Runs once and returns seconds."""
 
+PIECE_ELEMENTS: Final = 2**26
+"""Elements that are compared in fp64 at a time: half a gigabyte for each of the copies."""
+
+LEAST_ROUNDS: Final = 10
+"""Rounds that are timed whatever they take: quantiles of fewer say little."""
+
 
 class GateError(RuntimeError):
     """A result is wrong, so there is nothing to time."""
@@ -55,12 +61,30 @@ def require_close(
     """
     if values.shape != expected.shape:
         raise GateError(f"{what}: shape {list(values.shape)}, expected {list(expected.shape)}; not timed")
-    error = (values.double().cpu() - expected.double().cpu()).abs()
-    largest = float(error.max()) if error.numel() else 0.0
-    rms = float(error.square().mean().sqrt()) if error.numel() else 0.0
+    largest, rms = errors(values, expected)
     for name, value, bound in (("largest", largest, max_error), ("RMS", rms, rms_error)):
         if bound is not None and not value <= bound:
             raise GateError(f"{what}: {name} error {value:.2e}, at most {bound:.0e} allowed; not timed")
+
+
+def errors(values: Tensor, expected: Tensor) -> tuple[float, float]:
+    """The largest and the RMS difference of two tensors of one shape, in fp64; NaN where one holds NaN.
+
+    They are compared where `expected` is, in pieces: the copies in fp64 of a large result would not fit.
+    """
+    if not values.numel():
+        return 0.0, 0.0
+    largest, squares = [], []
+    with torch.inference_mode():
+        pieces = zip(
+            values.flatten().split(PIECE_ELEMENTS), expected.flatten().split(PIECE_ELEMENTS), strict=True
+        )
+        for piece, right in pieces:
+            error = piece.to(right.device).double() - right.double()
+            largest.append(error.abs().max())
+            squares.append(error.square().sum())
+        # A maximum of tensors passes NaN on; Python's own does not.
+        return float(torch.stack(largest).max()), float((sum(squares) / values.numel()).sqrt())
 
 
 @dataclass(frozen=True)
@@ -120,11 +144,28 @@ class Ratio:
 
 
 def interleaved(
-    variants: Mapping[str, Prepare], clock: Clock, *, rounds: int, warmups: int = 1
+    variants: Mapping[str, Prepare],
+    clock: Clock,
+    *,
+    rounds: int,
+    warmups: int = 1,
+    budget_s: float | None = None,
 ) -> dict[str, Timing]:
-    """Time variants in turns: the first `warmups` rounds are thrown away, the next `rounds` are kept."""
+    """Time variants in turns: the first `warmups` rounds are thrown away, the next `rounds` are kept.
+
+    Args:
+        variants: By name, what prepares each run.
+        clock: Takes the time of one run.
+        rounds: Rounds that are kept.
+        warmups: Rounds that are not.
+        budget_s: Stop after so many seconds, warm-ups included, but not before `LEAST_ROUNDS` are kept.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(warmups + rounds):
+    start = time.perf_counter()
+    for done in range(-warmups, rounds):
+        spent = time.perf_counter() - start
+        if budget_s is not None and done >= LEAST_ROUNDS and spent > budget_s:
+            break
         for name, prepare in variants.items():
             seconds[name].append(clock(prepare()))
     return {name: Timing(tuple(taken[warmups:])) for name, taken in seconds.items()}
@@ -216,19 +257,77 @@ class Copy:
         return 2 * self.source.nbytes
 
 
-def encoder_flops(lengths: Sequence[int], config: Mapping[str, Any]) -> float:
-    """Count the operations of a BERT encoder's matrix products for texts of these lengths.
+@dataclass(frozen=True)
+class MatrixProduct:
+    """A large square matrix product by the fastest route of a device: the ceiling for ops that multiply."""
 
-    Each layer and token: 8D² for query, key, value and output, 4DF for the feed-forward block, and 4SD for
-    the attention of a text of S tokens.
+    multiply: Callable[[], object]
+    size: int
+
+    @classmethod
+    def of(cls, size: int, dtype: torch.dtype, device: torch.device) -> MatrixProduct:
+        """Make a product of two `size` × `size` matrices of normal numbers.
+
+        Not of zeros or ones: a GPU draws less power for those and clocks higher.
+        """
+        left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        if device.type == "cpu":  # oneDNN's prepacked product, as the encoder's
+            linear = Linear(right, torch.zeros(size, dtype=dtype))
+            return cls(partial(linear, left), size)
+        return cls(partial(torch.matmul, left, right, out=torch.empty_like(left)), size)
+
+    def __call__(self) -> None:
+        self.multiply()
+
+    @property
+    def flops(self) -> int:
+        """A multiplication and an addition for each of size³."""
+        return 2 * self.size**3
+
+
+Ceiling = Copy | MatrixProduct
+
+
+def encoder_flops(lengths: Sequence[int], config: Mapping[str, Any], *, pooling: str = "mean") -> int:
+    """Count the operations of an encoder's matrix products for texts of these lengths.
+
+    Each layer and token: 8D² for query, key, value and output; 4DF for the feed-forward block, 6DF where it
+    is gated; and in attention 4D for each token that the token sees: all S of its text, or those within its
+    window. With CLS pooling the last layer needs no more than keys and values of all tokens, 4D² each, and
+    the rest for the first token of each text.
+
+    Args:
+        lengths: Tokens of each text.
+        config: The contents of the encoder's config.json.
+        pooling: "cls" is the one that makes a difference.
     """
     d, f, layers = (int(config[k]) for k in ("hidden_size", "intermediate_size", "num_hidden_layers"))
-    return float(sum(layers * (s * (8 * d * d + 4 * d * f) + 4 * s * s * d) for s in lengths))
+    gated = config.get("model_type") == "modernbert"
+    rows = 8 * d * d + (6 if gated else 4) * d * f
+    kinds = config.get("layer_types") or ["full_attention"] * layers
+    window = int(config.get("local_attention", 0)) // 2
+    count = 0
+    for index, kind in enumerate(kinds):
+        reach = window if kind == "sliding_attention" else None
+        if pooling == "cls" and index == layers - 1:
+            seen = sum(min(s, s if reach is None else reach + 1) for s in lengths)
+            texts = sum(s > 0 for s in lengths)
+            count += 4 * d * d * sum(lengths) + (rows - 4 * d * d) * texts + 4 * d * seen
+        else:
+            count += rows * sum(lengths) + 4 * d * sum(_pairs(s, reach) for s in lengths)
+    return count
 
 
-def matrix_product_rate(dtype: torch.dtype) -> float:
-    """Measure the ceiling in operations a second: the encoder's widest product by the fastest route here."""
-    tokens, d, f = 2048, 384, 1536
+def _pairs(length: int, window: int | None) -> int:
+    """Pairs of tokens of one text that see each other."""
+    if window is None or length <= window + 1:
+        return length * length
+    return length * (2 * window + 1) - window * (window + 1)
+
+
+def matrix_product_rate(dtype: torch.dtype, hidden_size: int = 384, intermediate_size: int = 1536) -> float:
+    """Measure a CPU's ceiling in operations a second: an encoder's widest product by the fastest route."""
+    tokens, d, f = 2048, hidden_size, intermediate_size
     with torch.inference_mode():
         linear = Linear(torch.randn(f, d).to(dtype), torch.zeros(f, dtype=dtype))
         x = torch.randn(tokens, d).to(dtype)
@@ -236,6 +335,20 @@ def matrix_product_rate(dtype: torch.dtype) -> float:
             {"": repeated(partial(linear, x))}, WallClock(torch.device("cpu")), rounds=40, warmups=5
         )[""]
     return 2.0 * tokens * d * f / timing.p50
+
+
+def spearman(values: Tensor, others: Tensor) -> float:
+    """Spearman's rank correlation of two [N], ties sharing their mean rank; NaN where a value is NaN."""
+    if not bool(torch.isfinite(values).all()) or not bool(torch.isfinite(others).all()):
+        return float("nan")
+    pair = torch.stack([_ranks(values), _ranks(others)])
+    return float(torch.corrcoef(pair)[0, 1])
+
+
+def _ranks(values: Tensor) -> Tensor:
+    _, group, counts = values.double().cpu().unique(return_inverse=True, return_counts=True)
+    last = counts.cumsum(0).double()
+    return (last - (counts - 1) / 2)[group]
 
 
 def provenance(device: torch.device) -> dict[str, Any]:

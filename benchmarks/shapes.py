@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -52,22 +52,55 @@ class PackedShape:
             left -= lengths[-1]
         return tuple(lengths)
 
+    def sized(self, device: torch.device, shrunk: bool) -> PackedShape:
+        """The shape as it is run on a device.
 
-# 384 and 768 are the widths of the small and the base encoders; 262,144 tokens are about 1,300 texts. Lengths
-# up to 512 may be longer than one chunk and take two launches; up to 256, the limit of all-MiniLM-L6-v2, the
-# op is one launch. Either way the mean is about 200.
+        Args:
+            device: On CUDA the shape is as it stands; on a CPU it has the 2,048 tokens of a scorer's batch.
+            shrunk: A few texts and 48 features instead, to run every step of a benchmark in a moment.
+        """
+        if shrunk:
+            return replace(self, num_tokens=3 * self.max_tokens, hidden_size=48)
+        return self if device.type == "cuda" else replace(self, num_tokens=min(2048, self.num_tokens))
+
+    def describe(self) -> dict[str, int]:
+        """Sizes for a result file."""
+        lengths = self.lengths()
+        return {
+            "num_tokens": self.num_tokens,
+            "num_texts": len(lengths),
+            "longest_text": max(lengths),
+            "hidden_size": self.hidden_size,
+        }
+
+
+class Noise:
+    """Normal random tensors on a device, the same in every run.
+
+    Example:
+        >>> Noise(torch.device("cpu"))(2, 3, dtype=torch.bfloat16).shape
+        torch.Size([2, 3])
+    """
+
+    def __init__(self, device: torch.device, seed: int = 0) -> None:
+        self._generator = torch.Generator(device).manual_seed(seed)
+
+    def __call__(self, *shape: int, scale: float = 1.0, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Draw a tensor; it is drawn in fp32 and then rounded to `dtype`."""
+        drawn = torch.randn(shape, generator=self._generator, device=self._generator.device)
+        return drawn.mul_(scale).to(dtype)
+
+
+# 384, 768 and 1,024 are the widths of the small, base and large encoders; 262,144 tokens are about 1,300
+# texts. Lengths up to 512 may be longer than a chunk of `pooled_cosine` and take two launches.
 D384: Final = PackedShape("d384", 262_144, 384, mean_tokens=200, min_tokens=16, max_tokens=512)
-D384_ONE_LAUNCH: Final = PackedShape("d384-256", 262_144, 384, mean_tokens=230, min_tokens=16, max_tokens=256)
 D768: Final = PackedShape("d768", 262_144, 768, mean_tokens=200, min_tokens=16, max_tokens=512)
+D1024: Final = PackedShape("d1024", 262_144, 1024, mean_tokens=200, min_tokens=16, max_tokens=512)
+# A quarter of that: a batch of the scorer on a GPU (65,536 tokens, about 330 texts).
+D384_64K: Final = PackedShape("d384-64k", 65_536, 384, mean_tokens=200, min_tokens=16, max_tokens=512)
+D768_64K: Final = PackedShape("d768-64k", 65_536, 768, mean_tokens=200, min_tokens=16, max_tokens=512)
+D1024_64K: Final = PackedShape("d1024-64k", 65_536, 1024, mean_tokens=200, min_tokens=16, max_tokens=512)
 SHORT: Final = PackedShape("short", 64 * 64, 384, mean_tokens=64, min_tokens=64, max_tokens=64)
-
-POOLED_COSINE_GPU: Final = (D384, D384_ONE_LAUNCH, D768)
-
-# The scorer's batches on a CPU.
-POOLED_COSINE_CPU: Final = (
-    PackedShape("cpu-d384", 2048, 384, mean_tokens=200, min_tokens=16, max_tokens=512),
-    PackedShape("cpu-d768", 2048, 768, mean_tokens=200, min_tokens=16, max_tokens=512),
-)
 
 # Where an implementation goes wrong first: (lengths of the texts, hidden size).
 EDGE_CASES: Final[dict[str, tuple[tuple[int, ...], int]]] = {
@@ -78,12 +111,6 @@ EDGE_CASES: Final[dict[str, tuple[tuple[int, ...], int]]] = {
     "a hidden size that is no power of two": ((31, 300, 1, 64), 1000),
     "one long text": ((1, 8191, 2), 48),
 }
-
-
-def shrunk(shape: PackedShape) -> PackedShape:
-    """The same shape with a few texts and a small hidden size, to run every step of a benchmark quickly."""
-    tokens = 3 * shape.max_tokens
-    return PackedShape(shape.name, tokens, 48, shape.mean_tokens, shape.min_tokens, shape.max_tokens)
 
 
 @dataclass(frozen=True)

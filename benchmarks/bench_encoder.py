@@ -1,0 +1,412 @@
+"""The packed encoder from ids, against Hugging Face's own models: on a CPU here, on a GPU in gpu_suite.py.
+
+    python benchmarks/bench_encoder.py [--only ROW ...] [--quick] [--rounds N] [--out FOLDER]
+    python -m pytest benchmarks/bench_encoder.py --benchmark-only [--quick] [--rounds N]
+
+On a CPU each row scores a GRPO step of explanations, given as token ids: 64 prompts × 8 completions with the
+real all-MiniLM-L6-v2, 16 × 8 of the same lengths with random encoders of other families. Both sides encode
+each distinct text once, on the same threads, in the same precision and with the same token budget; Hugging
+Face's sorts by length and pads to the longest of a batch. Nothing is timed before the scores agree with
+Hugging Face's in fp32. `WORKLOADS` and `FIDELITY` are for gpu_suite.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import torch
+from rich.table import Table
+from torch import Tensor
+
+# The repository, which is not on the path of a script in a folder below it, nor of pytest run by its name.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.bench_scorer import Bounds, Measured, Pair, Row, why_not
+from benchmarks.checkpoints import (
+    BGE_BASE,
+    BGE_LARGE,
+    E5_SMALL,
+    FIRST_WORD,
+    MINILM_L6,
+    MODERNBERT_BASE,
+    XLM_R_BASE,
+    EncoderShape,
+    checkpoint_folder,
+)
+from benchmarks.fidelity import FIDELITY, IdPairs, PackedScoring
+from benchmarks.measure import (
+    GateError,
+    Prepare,
+    Timing,
+    WallClock,
+    encoder_flops,
+    interleaved,
+    matrix_product_rate,
+    provenance,
+    repeated,
+    require_close,
+    wide_console,
+    write_results,
+)
+from benchmarks.peers import HuggingFacePeer
+from benchmarks.shapes import PackedShape, explanation_batch
+from benchmarks.workloads import NOT_HERE, OURS, Case, Variant, Workload, why
+from fastreward.encoders.checkpoint import DEFAULT_ENCODER, load_checkpoint
+from fastreward.encoders.packed import PackedEncoder
+from fastreward.engine import MAX_BATCH_TOKENS
+from fastreward.packing import PackedBatch, pack
+from fastreward.tokenization import Tokenizer
+
+__all__ = ["FIDELITY", "WORKLOADS"]
+
+CPU: Final = torch.device("cpu")
+HUGGING_FACE: Final = "Hugging Face"
+
+
+# --------------------------------------------------------------------------- on a GPU
+
+# Texts of 65,536 tokens in all, the scorer's batch on a GPU. The last shape is the limit of BERT-type
+# encoders, where every text has the same length and padding costs the peer nothing.
+LENGTHS: Final = {
+    "64": PackedShape("64", 65_536, 0, mean_tokens=64, min_tokens=16, max_tokens=256),
+    "200": PackedShape("200", 65_536, 0, mean_tokens=200, min_tokens=16, max_tokens=512),
+    "512": PackedShape("512", 65_536, 0, mean_tokens=512, min_tokens=512, max_tokens=512),
+}
+
+MAX_ERROR: Final = 2e-2
+"""Of an element of a unit vector in bf16. An element of a wrong vector of 1,024 is off by 0.044 RMS, which is
+what the bound of the RMS error, a tenth of that, is for."""
+RMS_ERROR: Final = 4e-3
+FP8_MAX_ERROR: Final = 5e-2
+
+# Padding included. Smaller batches pad less, a quarter of the tokens instead of seven tenths, and larger ones
+# have fewer launches: which is faster depends on the encoder.
+PEER_BATCH_TOKENS: Final = (16_384, 65_536)
+
+VARLEN: Final = f"{OURS}, varlen attention"
+FUSED: Final = f"{OURS}, fused mlp"
+FP8: Final = f"{OURS}, fp8"
+FUSED_WIDTH: Final = 384
+FP8_FROM_WIDTH: Final = 768
+
+
+@functools.lru_cache(maxsize=4)
+def packed_encoder(
+    shape: EncoderShape, device: torch.device, dtype: torch.dtype, **options: Any
+) -> PackedEncoder:
+    """Our encoder with random weights. The last few stay, for the next lengths of texts."""
+    checkpoint = load_checkpoint(checkpoint_folder(shape))
+    return PackedEncoder(checkpoint, device, dtype, pooling=shape.pooling, **options)
+
+
+@functools.lru_cache(maxsize=2)
+def hugging_face(shape: EncoderShape, device: torch.device, dtype: torch.dtype) -> HuggingFacePeer:
+    """Hugging Face's model with the same weights."""
+    return HuggingFacePeer(checkpoint_folder(shape), device=device, dtype=dtype, pooling=shape.pooling)
+
+
+def embedding_variants(
+    shape: EncoderShape, width: int, device: torch.device, dtype: torch.dtype, batch: PackedBatch
+) -> dict[str, Variant]:
+    """Ours as calls: ids on the device → unit vectors. What cannot be had here says so when it is called.
+
+    Args:
+        shape: The encoder.
+        width: Its columns before it was shrunk, which decide what it is tried with.
+        device: Where it runs.
+        dtype: In which precision, where a variant has none of its own.
+        batch: The ids.
+    """
+
+    def embed(dtype: torch.dtype, **options: Any) -> Tensor:
+        return packed_encoder(shape, device, dtype, **options).embed(batch)
+
+    variants: dict[str, Variant] = {
+        OURS: partial(embed, dtype),
+        VARLEN: partial(embed, dtype, attention="varlen"),
+    }
+    if width == FUSED_WIDTH:
+        variants[FUSED] = partial(embed, dtype, fused_mlp=True)
+    if width >= FP8_FROM_WIDTH:
+        variants[FP8] = partial(embed, torch.float8_e4m3fn)
+    return variants
+
+
+def draw(
+    shape: EncoderShape, texts: PackedShape, device: torch.device, dtype: torch.dtype, shrunk: bool
+) -> Case:
+    """Draw ids; each variant embeds all texts, ours in one packed batch, Hugging Face's in padded ones.
+
+    Ids and padded batches lie on the device, lengths on the host, before the clock starts.
+    """
+    width = shape.hidden_size
+    if shrunk:
+        shape, texts = shape.shrunk(), quarter(texts)
+    lengths = sorted(texts.lengths(), reverse=True)  # as the scorer's batches come
+    generator = torch.Generator().manual_seed(0)
+    ids = [torch.randint(FIRST_WORD, shape.vocab_size, (n,), generator=generator).tolist() for n in lengths]
+    ours = embedding_variants(shape, width, device, dtype, pack(ids, device))
+    theirs = hugging_face(shape, device, dtype)
+    padded = {budget: theirs.pad(ids, budget) for budget in PEER_BATCH_TOKENS}
+    peers = {
+        f"{HUGGING_FACE}, {budget:,} tokens": partial(theirs.embed_padded, batches)
+        for budget, batches in padded.items()
+    }
+    exact = padded[min(PEER_BATCH_TOKENS)]
+    return Case(
+        ours=OURS,
+        variants={**ours, **peers},
+        expected=lambda: hugging_face(shape, device, torch.float32).embed_padded(exact),
+        max_error=MAX_ERROR,
+        rms_error=RMS_ERROR,
+        peer_max_error=FP8_MAX_ERROR,
+        moved_bytes=0,
+        flops=encoder_flops(lengths, configuration(shape), pooling=shape.pooling),
+        own=frozenset(ours) - {FP8},  # which has a bound of its own, in FIDELITY
+        tokens=sum(lengths),
+        describe={
+            **{"num_tokens": sum(lengths), "num_texts": len(lengths), "longest_text": lengths[0]},
+            **vars(shape),
+        },
+    )
+
+
+def quarter(texts: PackedShape) -> PackedShape:
+    """A few texts, each a quarter as long."""
+    limits = {name: getattr(texts, name) // 4 for name in ("mean_tokens", "min_tokens", "max_tokens")}
+    return replace(texts, num_tokens=texts.max_tokens, **limits)
+
+
+def configuration(shape: EncoderShape) -> dict[str, Any]:
+    """The contents of config.json."""
+    content = json.loads((checkpoint_folder(shape) / "config.json").read_text(encoding="utf-8"))
+    assert isinstance(content, dict)
+    return content
+
+
+WORKLOADS: Final = tuple(
+    Workload("encoder", f"{shape.name}-{name}", "compute", partial(draw, shape, texts))
+    for shape in (MINILM_L6, E5_SMALL, BGE_BASE, BGE_LARGE, MODERNBERT_BASE)
+    for name, texts in LENGTHS.items()
+)
+
+
+# --------------------------------------------------------------------------- on a CPU
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a row scores: an encoder's folder and the ids of the texts.
+
+    Attributes:
+        folder: The checkpoint.
+        pairs: Completions and references as ids.
+        config: The contents of config.json.
+    """
+
+    folder: Path
+    pairs: IdPairs
+    config: Mapping[str, Any]
+
+    def ours(self, dtype: torch.dtype) -> PackedScoring:
+        """The packed encoder."""
+        return PackedScoring(PackedEncoder(load_checkpoint(self.folder), CPU, dtype, pooling="mean"))
+
+    def theirs(self, dtype: torch.dtype) -> HuggingFacePeer:
+        """Hugging Face's model."""
+        return HuggingFacePeer(self.folder, device=CPU, dtype=dtype)
+
+
+def explanation_ids(prompts: int, generations: int) -> IdPairs:
+    """Tokenise a GRPO step of explanations as all-MiniLM-L6-v2 does, each distinct reference once."""
+    batch = explanation_batch(prompts, generations)
+    checkpoint = load_checkpoint(DEFAULT_ENCODER)
+    tokenizer = Tokenizer.from_file(checkpoint.tokenizer_file, max_length=checkpoint.max_seq_length)
+    rows = {text: row for row, text in enumerate(dict.fromkeys(batch.references))}
+    return IdPairs(
+        completions=tokenizer(batch.completions),
+        references=tokenizer(list(rows)),
+        reference_index=[rows[text] for text in batch.references],
+    )
+
+
+def minilm(quick: bool) -> Subject:
+    """The real encoder."""
+    checkpoint = load_checkpoint(DEFAULT_ENCODER)
+    pairs = explanation_ids(*((4, 2) if quick else (64, 8)))
+    return Subject(checkpoint.folder, pairs, checkpoint.config)
+
+
+def random_encoder(shape: EncoderShape, quick: bool) -> Subject:
+    """A random encoder, on texts of the same lengths: each token of the explanations has another name."""
+    shape = shape.shrunk() if quick else shape
+    pairs = explanation_ids(*((4, 2) if quick else (16, 8)))
+    words = shape.vocab_size - FIRST_WORD
+
+    def renamed(texts: Sequence[Sequence[int]]) -> list[list[int]]:
+        return [[FIRST_WORD + id_ % words for id_ in ids] for ids in texts]
+
+    renamed_pairs = replace(
+        pairs, completions=renamed(pairs.completions), references=renamed(pairs.references)
+    )
+    return Subject(checkpoint_folder(shape), renamed_pairs, configuration(shape))
+
+
+# A few layers say what all would: a layer costs what the next one does. ModernBERT's fourth is global again.
+SUBJECTS: Final[Mapping[str, Callable[[bool], Subject]]] = {
+    "minilm": minilm,
+    "xlm-r": partial(random_encoder, replace(XLM_R_BASE, name="xlm-r-3-layers", num_layers=3)),
+    "modernbert": partial(random_encoder, replace(MODERNBERT_BASE, name="modernbert-4-layers", num_layers=4)),
+}
+
+OUR_BOUNDS: Final = {torch.float32: Bounds(1e-5, 1e-5), torch.bfloat16: Bounds(2e-2, 3e-3)}
+PEER_IN_BF16: Final = Bounds(5e-2, 1e-2)  # beyond this it is broken
+
+
+@functools.lru_cache(maxsize=1)
+def subject(name: str, quick: bool) -> Subject:
+    """What the row's encoder and texts are; the next row with the same ones takes them again."""
+    return SUBJECTS[name](quick)
+
+
+def pair_of(name: str, quick: bool, dtype: torch.dtype) -> Pair:
+    """Both sides, checked: from ids to scores.
+
+    Raises:
+        GateError: If the scores are wrong.
+    """
+    chosen = subject(name, quick)
+    pairs = chosen.pairs
+    ours, theirs = chosen.ours(dtype), chosen.theirs(dtype)
+    arguments = (pairs.completions, pairs.references, pairs.reference_index, MAX_BATCH_TOKENS["cpu"])
+    expected = chosen.theirs(torch.float32).score(*arguments)
+    precision = str(dtype).removeprefix("torch.")
+    require_close(f"{name}, {precision}", ours.score(pairs), expected, **vars(OUR_BOUNDS[dtype]))
+    if dtype != torch.float32:
+        require_close(
+            f"{HUGGING_FACE}, {name}, {precision}", theirs.score(*arguments), expected, **vars(PEER_IN_BF16)
+        )
+    return Pair(
+        fast=("packed", repeated(partial(ours.score, pairs))),
+        slow=(HUGGING_FACE, repeated(partial(theirs.score, *arguments))),
+        encoded=(),
+    )
+
+
+def row(name: str, dtype: torch.dtype, asked: tuple[str, float] | None = None) -> Row:
+    """A row of this encoder in this precision."""
+    precision = {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]
+    return Row(f"{name}-{precision}", dtype, partial(pair_of, name), asked)
+
+
+ROWS: Final = {
+    made.name: (name, made)
+    for name in SUBJECTS
+    for made in (row(name, torch.bfloat16, ("≥", 1.0)), row(name, torch.float32))
+}
+
+
+def compare(
+    name: str, quick: bool, time: Callable[[Mapping[str, Prepare]], Mapping[str, Timing]]
+) -> Measured:
+    """Check, then time a row's two sides by `time`.
+
+    Raises:
+        GateError: If the scores are wrong.
+    """
+    encoder, made = ROWS[name]
+    pair = made.pair(quick, made.dtype)
+    chosen = subject(encoder, quick)
+    widths = [int(chosen.config[key]) for key in ("hidden_size", "intermediate_size")]
+    ceiling = matrix_product_rate(made.dtype, *widths)
+    timings = time(dict((pair.fast, pair.slow)))
+    return Measured(
+        row=made,
+        names=(pair.fast[0], pair.slow[0]),
+        fast=timings[pair.fast[0]],
+        slow=timings[pair.slow[0]],
+        texts=len(chosen.pairs.completions),
+        tokens=sum(chosen.pairs.lengths),
+        flops=encoder_flops(chosen.pairs.lengths, chosen.config),
+        ceiling=ceiling,
+    )
+
+
+def new_table() -> Table:
+    """A table for the rows of `Measured.cells`."""
+    threads = torch.get_num_threads()
+    table = Table(title=f"From ids to scores, packed and padded\n{threads} threads; seconds, p50 (p20 – p80)")
+    for name in ("row", "variant: seconds", "compared with: seconds"):
+        table.add_column(name)
+    for name in ("ratio (p20 – p80)", "asked", "texts/s", "of product rate"):
+        table.add_column(name, justify="right")
+    return table
+
+
+@pytest.fixture(scope="module")
+def table(show: Callable[[Table], None]) -> Table:
+    table = new_table()
+    show(table)
+    return table
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_encoder(
+    name: str,
+    quick: bool,
+    interleave: Callable[..., dict[str, Timing]],
+    benchmark: Any,
+    table: Table,
+    rounds: int,
+) -> None:
+    if reason := why_not(ROWS[name][1]):
+        pytest.skip(reason)
+    measured = compare(name, quick, lambda variants: interleave(variants, WallClock(CPU), rounds))
+    table.add_row(*measured.cells())
+    benchmark.extra_info.update(measured.as_json())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table: 0 when all is measured, 1 when a score is wrong or an encoder cannot be built."""
+    parser = argparse.ArgumentParser(prog="bench_encoder.py", description="The packed encoder on a CPU.")
+    parser.add_argument("--only", nargs="+", choices=ROWS, metavar="ROW", help=", ".join(ROWS))
+    parser.add_argument("--quick", action="store_true", help="eight texts and two rounds: does it run?")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of each row (default: 5)")
+    parser.add_argument("--out", type=Path, help="also write the results below this folder")
+    options = parser.parse_args(arguments)
+    rounds = 2 if options.quick else options.rounds
+    console = wide_console()
+    source = provenance(CPU)
+    console.print(f"{source['device']}, torch {torch.__version__}, commit {source['commit']}")
+    results, table = [], new_table()
+    for name in options.only or ROWS:
+        if reason := why_not(ROWS[name][1]):
+            console.print(f"{name}: left out, {reason}")
+            continue
+        console.print(f"{name} …")
+        try:
+            measured = compare(name, options.quick, partial(interleaved, clock=WallClock(CPU), rounds=rounds))
+        except (GateError, *NOT_HERE) as error:
+            print(why(error), file=sys.stderr)
+            return 1
+        results.append(measured.as_json())
+        table.add_row(*measured.cells())
+    console.print(table)
+    if options.out is not None:
+        settings = {"rounds": rounds, "quick": options.quick}
+        content = {**source, "suite": "bench_encoder", "settings": settings, "rows": results}
+        console.print(f"wrote {write_results(options.out, 'bench_encoder', content)}", soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,167 @@
+"""Rows of results: what a variant of a workload took, beside the ceiling, as a table and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from rich.markup import escape
+from rich.table import Table
+
+from benchmarks.measure import Ceiling, Clock, Copy, MatrixProduct, Ratio, Run, Timing
+from benchmarks.workloads import Case, Checked, Finding
+
+
+@dataclass(frozen=True)
+class Row:
+    """One variant of one workload by one clock, or why it was not timed.
+
+    Attributes:
+        workload: Its name.
+        variant: Its name, or the ceiling's.
+        clock: "gpu" or "wall"; "" where nothing was timed.
+        timing: None where nothing was timed.
+        moved_bytes: What the op must move, or what the copy moves.
+        flops: Operations of the matrix products.
+        tokens: Of an encoder's batch; 0 for an op.
+        percent_of_ceiling: Bytes a second of those of the copy, or operations a second of those of the best
+            matrix product.
+        slower_than_ours: How many times as long as ours, of the medians.
+        error: Why it was not timed.
+    """
+
+    workload: str
+    variant: str
+    clock: str = ""
+    timing: Timing | None = None
+    moved_bytes: int = 0
+    flops: int = 0
+    tokens: int = 0
+    percent_of_ceiling: float | None = None
+    slower_than_ours: Ratio | None = None
+    error: str | None = None
+
+    def per_second(self, amount: int) -> float | None:
+        """An amount a second, at the median."""
+        return None if self.timing is None or not amount else amount / self.timing.p50
+
+    def as_json(self) -> dict[str, Any]:
+        """The row as it is written."""
+        gb_per_s, tflop_per_s = (
+            None if rate is None else rate / unit
+            for rate, unit in ((self.per_second(self.moved_bytes), 1e9), (self.per_second(self.flops), 1e12))
+        )
+        ratio = self.slower_than_ours
+        return {
+            "workload": self.workload,
+            "variant": self.variant,
+            "clock": self.clock,
+            **({} if self.timing is None else self.timing.as_json()),
+            "moved_bytes": self.moved_bytes,
+            "gb_per_s": gb_per_s,
+            "flops": self.flops,
+            "tflop_per_s": tflop_per_s,
+            "tokens_per_s": self.per_second(self.tokens),
+            "percent_of_ceiling": self.percent_of_ceiling,
+            "slower_than_ours": None if ratio is None else ratio.as_json(),
+            "error": self.error,
+        }
+
+    def cells(self) -> list[str]:
+        """The row as it is shown."""
+        if self.timing is None:
+            return [self.workload, self.variant, self.clock, "not timed", *[""] * (len(COLUMNS) - 4)]
+        t, ratio = self.timing, self.slower_than_ours
+        return [
+            self.workload,
+            self.variant,
+            self.clock,
+            *(f"{seconds * 1e6:,.1f}" for seconds in (t.p50, t.p20, t.p80)),
+            _shown(self.per_second(self.moved_bytes), 1e-9),
+            _shown(self.per_second(self.flops), 1e-12),
+            _shown(self.per_second(self.tokens), 1e-6),
+            "" if self.percent_of_ceiling is None else f"{self.percent_of_ceiling:.0f} %",
+            "" if ratio is None else f"{ratio.of_medians:.2f}",
+            "" if ratio is None else f"{ratio.quantile(0.2):.2f} – {ratio.quantile(0.8):.2f}",
+        ]
+
+
+COLUMNS: Final = (
+    *("workload", "variant", "clock", "p50 µs", "p20", "p80", "GB/s", "TFLOP/s", "M tokens/s"),
+    *("of ceiling", "× ours", "(p20 – p80)"),
+)
+
+
+def _shown(value: float | None, factor: float) -> str:
+    """A number of three digits at least."""
+    if value is None:
+        return ""
+    value *= factor
+    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
+
+
+def new_table(title: str) -> Table:
+    """A table for `Row.cells`."""
+    table = Table(title=title)
+    for column in COLUMNS:
+        table.add_column(column, justify="left" if column in ("workload", "variant", "clock") else "right")
+    return table
+
+
+def measured_rows(
+    name: str,
+    case: Case,
+    found: Checked,
+    clocks: Mapping[str, Clock],
+    time: Callable[[Mapping[str, Run], Clock], Mapping[str, Timing]],
+    ceiling: tuple[str, Ceiling] | None,
+) -> list[Row]:
+    """Time the variants that are right, with the ceiling among them, and list the others.
+
+    Args:
+        name: The workload's.
+        case: Bytes, operations and tokens.
+        found: The variants, checked.
+        clocks: By name; all variants are timed by each.
+        time: Times all in turns by one clock. Ours is the first.
+        ceiling: Its name, and what runs; None for latency, where nothing is a ceiling.
+    """
+    runs: dict[str, Run] = {case.ours: found.usable[case.ours], **found.usable}
+    if ceiling is not None:
+        runs[ceiling[0]] = ceiling[1]
+    rows = []
+    for clock_name, clock in clocks.items():
+        timings = time(runs, clock)
+        ours = timings[case.ours]
+        for variant, timing in timings.items():
+            row = Row(name, variant, clock_name, timing, case.moved_bytes, case.flops, case.tokens)
+            if ceiling is not None:
+                row = _against(row, *ceiling, timings[ceiling[0]])
+            if ceiling is None or variant != ceiling[0]:
+                row = replace(row, slower_than_ours=Ratio(slow=timing, fast=ours))
+            rows.append(row)
+    return rows + [Row(name, variant, error=reason) for variant, reason in found.failed.items()]
+
+
+def _against(row: Row, name: str, ceiling: Ceiling, timing: Timing) -> Row:
+    """Set what the row reaches of the ceiling; the ceiling's own row gets its own bytes or operations."""
+    if row.variant == name:
+        moved_bytes = ceiling.moved_bytes if isinstance(ceiling, Copy) else 0
+        flops = ceiling.flops if isinstance(ceiling, MatrixProduct) else 0
+        row = replace(row, moved_bytes=moved_bytes, flops=flops, tokens=0)
+    if isinstance(ceiling, Copy):
+        best, reached = ceiling.moved_bytes / timing.p50, row.per_second(row.moved_bytes)
+    else:
+        best, reached = ceiling.flops / timing.p50, row.per_second(row.flops)
+    return replace(row, percent_of_ceiling=None if reached is None else 100.0 * reached / best)
+
+
+def fidelity_table(findings: Sequence[Finding]) -> Table:
+    """Show what was found."""
+    table = Table(title="results")
+    for column in ("scores", "asked", "found", ""):
+        table.add_column(column)
+    for finding in findings:
+        table.add_row(*map(escape, finding.cells()))
+    return table

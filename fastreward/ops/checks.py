@@ -19,20 +19,32 @@ def require(fits: bool, name: str, expected: str, tensor: Tensor) -> None:
         raise InputError(f"{name} {expected}", describe(tensor), f"Convert or reshape {name}.")
 
 
-def check_offsets(num_tokens: int, cu_seqlens: Tensor, max_seqlen: int | None) -> None:
-    """Check the values of `cu_seqlens` [N + 1] on the CPU: from 0, never falling, up to T at most."""
+def check_offsets(
+    num_tokens: int,
+    cu_seqlens: Tensor,
+    max_seqlen: int | None,
+    names: tuple[str, str] = ("cu_seqlens", "max_seqlen"),
+) -> None:
+    """Check the values of `cu_seqlens` [N + 1] on the CPU: from 0, never falling, up to T at most.
+
+    Args:
+        num_tokens: T.
+        cu_seqlens: The offsets.
+        max_seqlen: The caller's bound on the longest text, or None.
+        names: What the caller calls these two.
+    """
     lengths = cu_seqlens.diff()
     grows = bool((lengths >= 0).all())
     if int(cu_seqlens[0]) != 0 or not grows or int(cu_seqlens[-1]) > num_tokens:
         raise InputError(
-            f"cu_seqlens that begin at 0, never fall and end at {num_tokens} (T) at most",
+            f"{names[0]} that begin at 0, never fall and end at {num_tokens} (T) at most",
             str(cu_seqlens.tolist() if len(cu_seqlens) <= 16 else cu_seqlens),
             "Pass the running sum of the lengths, with a 0 before it.",
         )
     longest = int(lengths.max()) if len(lengths) else 0
     if max_seqlen is not None and max_seqlen < longest:
         raise InputError(
-            f"max_seqlen of {longest} or more, the longest text",
+            f"{names[1]} of {longest} or more, the longest text",
             str(max_seqlen),
             "Pass the longest length, or None.",
         )

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from fastreward.backends import resolve_op
 from fastreward.errors import InputError
-from fastreward.ops.checks import require
-from fastreward.ops.pooled_cosine import HIDDEN_DTYPES, MAX_HIDDEN_SIZE, _unit_vectors
+from fastreward.ops.checks import check_offsets, require
+from fastreward.ops.normalization import unit_vectors
+from fastreward.ops.pooled_cosine import HIDDEN_DTYPES, MAX_HIDDEN_SIZE
 
 ROWS_AT_ONCE: Final = 1024
 """Candidate tokens whose similarities the PyTorch back-end holds in memory at a time."""
@@ -192,7 +193,7 @@ def _texts(tokens: Tensor, offsets: Tensor, weights: Tensor | None) -> Iterator[
         weights = torch.ones(tokens.shape[0], dtype=torch.float32, device=tokens.device)
     for start, end in pairwise(bounds):
         # Memory of its own, for products may round otherwise where rows begin at another alignment.
-        yield _unit_vectors(tokens[start:end].float()), weights[start:end].clone()
+        yield unit_vectors(tokens[start:end].float()), weights[start:end].clone()
 
 
 def _match(candidate: Tensor, left_weights: Tensor, reference: Tensor, right_weights: Tensor) -> Tensor:
@@ -282,21 +283,8 @@ def _check_side(side: _Side, like: Tensor) -> None:
 
 def _check_values(side: _Side) -> None:
     """Check offsets and weights of one side on the CPU."""
-    offsets, num_tokens = side.offsets, side.tokens.shape[0]
-    lengths = offsets.diff()
-    if int(offsets[0]) != 0 or bool((lengths < 0).any()) or int(offsets[-1]) > num_tokens:
-        raise InputError(
-            f"{side.name}_offsets that begin at 0, never fall and end at {num_tokens} (T) at most",
-            str(offsets.tolist() if len(offsets) <= 16 else offsets),
-            "Pass the running sum of the lengths, with a 0 before it.",
-        )
-    longest = int(lengths.max()) if len(lengths) else 0
-    if side.longest is not None and side.longest < longest:
-        raise InputError(
-            f"max_{side.name} of {longest} or more, the longest text",
-            str(side.longest),
-            "Pass the longest length, or None.",
-        )
+    names = f"{side.name}_offsets", f"max_{side.name}"
+    check_offsets(side.tokens.shape[0], side.offsets, side.longest, names)
     if side.weights is not None and bool((side.weights < 0).any()):
         raise InputError(
             f"{side.name}_weights of 0 or more", f"{float(side.weights.min())} among them", "Clip them at 0."

@@ -12,6 +12,7 @@ from torch import Tensor
 from fastreward.backends import resolve_op
 from fastreward.errors import InputError
 from fastreward.ops.checks import check_offsets, describe, require
+from fastreward.ops.normalization import unit_vectors
 
 Pooling = Literal["mean", "cls", "last", "max"]
 """How the hidden states of a text become one vector: their mean, the first, the last, or the maximum."""
@@ -185,7 +186,7 @@ def pooled_embedding(
     """
     _check(hidden_states, cu_seqlens, pooling, max_seqlen, layer_norm)
     if resolve_op("pooled_cosine", hidden_states.device, backend) == "torch":
-        return _unit_vectors(_pool(hidden_states, cu_seqlens, pooling, layer_norm))
+        return unit_vectors(_pool(hidden_states, cu_seqlens, pooling, layer_norm))
     _, embeddings = _launch(hidden_states, cu_seqlens, pooling, max_seqlen, layer_norm, embed=True)
     assert embeddings is not None
     return embeddings
@@ -207,8 +208,8 @@ def pooled_cosine_reference(
     Returns:
         Scores [N] and unit vectors [N, D], fp32.
     """
-    embeddings = _unit_vectors(_pool(hidden_states, cu_seqlens, pooling, layer_norm))
-    chosen = _unit_vectors(references.float())[reference_index]
+    embeddings = unit_vectors(_pool(hidden_states, cu_seqlens, pooling, layer_norm))
+    chosen = unit_vectors(references.float())[reference_index]
     return (embeddings * chosen).sum(dim=-1).clamp(-1.0, 1.0), embeddings
 
 
@@ -258,14 +259,6 @@ def _normed(hidden_states: Tensor, layer_norm: LastLayerNorm | None, rows: Tenso
     bias = None if layer_norm.bias is None else layer_norm.bias.float()
     x = x + layer_norm.residual[rows].float()
     return F.layer_norm(x, x.shape[-1:], layer_norm.weight.float(), bias, layer_norm.eps)
-
-
-def _unit_vectors(x: Tensor) -> Tensor:
-    """Normalise: x / |x| by rows, zeros for zeros; scaled first, so that no square overflows or vanishes."""
-    largest = x.abs().amax(dim=-1, keepdim=True)
-    x = x / torch.where(largest == 0.0, 1.0, largest)
-    norm = x.square().sum(dim=-1, keepdim=True).sqrt()
-    return x / torch.where(norm == 0.0, 1.0, norm)
 
 
 def _launch(

@@ -60,10 +60,12 @@ def default_config(inner_size: int, target: Target, *, fused_mlp: bool) -> MlpCo
     48 KiB: 3 stages fit from sm_80 on. The other kernel keeps 64 columns of its weight for each stage, 48 KiB
     too, whose 128 bytes a row are the widest that tensor cores read in one pass. Where a program gets 99 KiB,
     `fused_mlp` makes do with 32 rows and 2 stages, the other with 32 columns. An AMD compute unit has 64 KiB:
-    the rows stay in registers, and steps are 32 in one stage, or in two where no GELU stands between.
+    the rows stay in registers, and steps are 32 in two stages, or with GELU between, which needs registers of
+    its own, 16 in one.
     """
     if target.backend == "hip":
-        return MlpConfig(block_t=64, block_inner=32, num_warps=8, num_stages=1 if fused_mlp else 2)
+        block_inner, num_stages = (16, 1) if fused_mlp else (32, 2)
+        return MlpConfig(block_t=64, block_inner=block_inner, num_warps=8, num_stages=num_stages)
     small = target.backend == "cuda" and target.capability in SMALL_SHARED_MEMORY
     if small and fused_mlp:
         return MlpConfig(block_t=32, block_inner=32, num_warps=4, num_stages=2)

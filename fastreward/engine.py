@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import accumulate
@@ -33,9 +34,15 @@ MAX_BATCH_TOKENS: Final[Mapping[str, int]] = {"cpu": 2048, "cuda": 65536}
 """Tokens of one batch: on a CPU the widest activations of a small encoder should stay in the last-level
 cache; on a GPU a batch should be long enough to hide its launches."""
 
-MIN_PART: Final[Mapping[str, int]] = {"cpu": 32_768, "cuda": 65_536}
-"""Characters that are tokenised at a time, at least: about 8,000 tokens keep a CPU busy for long, and 16,000
-are enough to fill a GPU."""
+MIN_PART: Final[Mapping[str, int]] = {"cpu": 32_768, "cuda": 131_072}
+"""Characters that are tokenised at a time, at least. About 8,000 tokens keep a CPU busy for long. On a GPU
+batches, which are made within a part, should be of some 30,000 tokens: then even a small encoder's work
+outlasts its launches."""
+
+MAX_PARTS: Final = 16
+"""The first part is tokenised with nothing to overlap: a sixteenth of the work."""
+
+CHARS_OF_A_TOKEN: Final = 4
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,7 @@ class ScorerConfig:
     prompt_name: str | None
     max_batch_tokens: int | None
     reference_cache_bytes: int
+    word_cache_bytes: int
     batch_invariant: bool
     progress: bool | None
 
@@ -90,7 +98,7 @@ class ScorerStats:
 
 
 class Engine:
-    """One encoder ready to work; all state that changes is the reference cache, which has its own lock.
+    """One encoder ready to work; what changes is its caches, of references and of words, which are safe.
 
     Args:
         config: What was asked for; names, device and precision are resolved here.
@@ -112,6 +120,7 @@ class Engine:
             max_length=_max_seq_length(config, checkpoint),
             prompt=_prompt(config, checkpoint),
             lowercase=checkpoint.lowercase,
+            word_cache_bytes=config.word_cache_bytes,
         )
         self.vocab_size = _check_vocabulary(self.tokenizer, checkpoint)
         self.encoder: Encoder = PackedEncoder(
@@ -149,9 +158,11 @@ class Engine:
         self, texts: Sequence[str], references: Tensor, reference_index: Tensor
     ) -> tuple[Tensor, ScorerStats]:
         """Score text n of N, one at least, against references[reference_index[n]]: [N], fp32."""
-        return self._encode(
-            texts, lambda batch, rows: self.encoder.cosine(batch, references, reference_index[rows])
-        )
+
+        def compute(batch: PackedBatch, rows: list[int]) -> Tensor:
+            return self.encoder.cosine(batch, references, reference_index[self._on_device(rows)])
+
+        return self._encode(texts, compute)
 
     def token_states(self, texts: Sequence[str]) -> tuple[list[tuple[Tensor, Tensor]], ScorerStats]:
         """Encode N texts, one at least: hidden states [L, D] and token ids [L] of each, special tokens too.
@@ -162,20 +173,17 @@ class Engine:
         windows = [1] * len(texts)
         if self._config.long_texts == "chunk":
             flat, windows = self._windows(texts)
-        order: list[Tensor] = []
-        states: list[tuple[Tensor, Tensor]] = []
-
-        def keep(batch: PackedBatch, rows: Tensor) -> Tensor:
-            lengths = list(batch.lengths)
-            hidden = self.encoder.hidden(batch).split_with_sizes(lengths)
-            states.extend(zip(hidden, batch.input_ids.split_with_sizes(lengths), strict=True))
-            order.append(rows)
-            return rows
-
-        _, stats = self._encode(flat, keep)
-        by_row = dict(zip(torch.cat(order).tolist(), states, strict=True))
-        rows = iter(range(len(flat)))
-        parts = [[by_row[next(rows)] for _ in range(count)] for count in windows]
+        by_row: dict[int, tuple[Tensor, Tensor]] = {}
+        stats = ScorerStats()
+        with closing(self._batches(flat)) as batches:
+            for batch, rows, spent in batches:
+                lengths = list(batch.lengths)
+                hidden = self.encoder.hidden(batch).split_with_sizes(lengths)
+                ids = batch.input_ids.split_with_sizes(lengths)
+                by_row |= dict(zip(rows, zip(hidden, ids, strict=True), strict=True))
+                stats += spent
+        rows_in_order = iter(range(len(flat)))
+        parts = [[by_row[next(rows_in_order)] for _ in range(count)] for count in windows]
         joined = [text[0] if len(text) == 1 else _join_tokens(text) for text in parts]
         return joined, replace(stats, encoded_texts=len(texts))
 
@@ -187,30 +195,41 @@ class Engine:
         return [window for text in windows for window in text], [len(text) for text in windows]
 
     def _encode(
-        self, texts: Sequence[str] | Sequence[TokenIds], compute: Callable[[PackedBatch, Tensor], Tensor]
+        self, texts: Sequence[str] | Sequence[TokenIds], compute: Callable[[PackedBatch, list[int]], Tensor]
     ) -> tuple[Tensor, ScorerStats]:
-        """Compute all texts, given as they are or as token ids, batch by batch, and put the results in order.
-
-        While one part of them is computed, a thread tokenises the next.
-        """
-        device = self.encoder.device
+        """Compute all texts batch by batch, each with the rows of its texts, and put the results in order."""
         results: list[Tensor] = []
         order: list[int] = []
         stats = ScorerStats()
-        with ScoringProgress(sum(map(len, texts)), self._config.progress) as progress:
-            for part in prefetched(_parts(texts, MIN_PART[device.type]), partial(self._prepare, texts)):
+        with closing(self._batches(texts)) as batches:
+            for batch, rows, spent in batches:
+                results.append(compute(batch, rows))
+                order += rows
+                stats += spent
+        computed = torch.cat(results)
+        ordered = torch.empty_like(computed)
+        ordered[self._on_device(order)] = computed
+        return ordered, stats
+
+    def _batches(
+        self, texts: Sequence[str] | Sequence[TokenIds]
+    ) -> Generator[tuple[PackedBatch, list[int], ScorerStats]]:
+        """Yield the batches of a call, the rows of their texts, and what they come to.
+
+        Texts are given as they are or as token ids. While one part of them is used, a thread tokenises the
+        next.
+        """
+        device = self.encoder.device
+        sizes = [_size(text) for text in texts]
+        parts = prefetched(_parts(sizes, MIN_PART[device.type]), partial(self._prepare, texts))
+        with ScoringProgress(sum(sizes), self._config.progress) as progress, closing(parts):
+            for part in parts:
                 for chosen in part.batches:
                     batch = pack([part.sequences[index] for index in chosen], device)
                     rows = [part.rows[index] for index in chosen]
-                    (on_device,) = upload([np.array(rows, dtype=np.int32)], device)
-                    results.append(compute(batch, on_device))
-                    order += rows
-                    progress.advance(sum(len(texts[row]) for row in rows))
-                stats += part.stats
-        computed = torch.cat(results)
-        ordered = torch.empty_like(computed)
-        ordered[upload([np.array(order, dtype=np.int32)], device)[0]] = computed
-        return ordered, stats
+                    truncated = sum(part.truncated[index] for index in chosen)
+                    yield batch, rows, ScorerStats(0, 0, len(rows), batch.num_tokens, truncated)
+                    progress.advance(sum(sizes[row] for row in rows))
 
     def _prepare(self, texts: Sequence[str] | Sequence[TokenIds], rows: list[int]) -> _Part:
         """Tokenise some of the texts, cut and frame them, and batch them by their true lengths."""
@@ -220,13 +239,11 @@ class Engine:
         if isinstance(chosen[0], str):
             content = self.tokenizer.content(cast(list[str], chosen))
         sequences = [self.tokenizer.frame(ids[:room]) for ids in content]
-        lengths = [len(sequence) for sequence in sequences]
-        stats = ScorerStats(
-            encoded_texts=len(rows),
-            tokens=sum(lengths),
-            truncated_texts=sum(len(ids) > room for ids in content),
-        )
-        return _Part(rows, sequences, token_budget_batches(lengths, self._max_batch_tokens), stats)
+        batches = token_budget_batches([len(sequence) for sequence in sequences], self._max_batch_tokens)
+        return _Part(rows, sequences, [len(ids) > room for ids in content], batches)
+
+    def _on_device(self, rows: list[int]) -> Tensor:
+        return upload([np.array(rows, dtype=np.int32)], self.encoder.device)[0]
 
 
 @dataclass(frozen=True)
@@ -236,24 +253,27 @@ class _Part:
     Attributes:
         rows: Which texts of the call they are.
         sequences: The token ids of each, special tokens set.
-        batches: Batches of indices into both.
-        stats: What they come to.
+        truncated: Whether each was cut.
+        batches: Batches of indices into all three.
     """
 
     rows: list[int]
     sequences: list[TokenIds]
+    truncated: list[bool]
     batches: list[list[int]]
-    stats: ScorerStats
 
 
-def _parts(texts: Sequence[str] | Sequence[TokenIds], min_size: int) -> list[list[int]]:
+def _size(text: str | TokenIds) -> int:
+    """How much work a text is, in characters; an empty one is some too."""
+    return 1 + (len(text) if isinstance(text, str) else CHARS_OF_A_TOKEN * len(text))
+
+
+def _parts(sizes: Sequence[int], min_size: int) -> list[list[int]]:
     """Split texts into parts of like length, longest first, for tokenising and computing to overlap.
 
-    Sixteen parts, for the first is tokenised with nothing to overlap; fewer where one would have less than
-    `min_size` characters.
+    `MAX_PARTS` of them, and fewer where one would have less than `min_size` characters.
     """
-    sizes = [len(text) + 1 for text in texts]  # an empty one is work too
-    part_size = max(min_size, sum(sizes) // 16)
+    part_size = max(min_size, -(-sum(sizes) // MAX_PARTS))
     parts: list[list[int]] = []
     room = 0
     for row in sorted(range(len(sizes)), key=lambda row: -sizes[row]):
@@ -306,10 +326,20 @@ def _check(config: ScorerConfig) -> None:
         raise InputError("long_texts of 'truncate' or 'chunk'", repr(config.long_texts), "Correct the name.")
     if config.pooling is not None and config.pooling not in POOLINGS:
         raise InputError(f"pooling among {', '.join(POOLINGS)}", repr(config.pooling), "Correct the name.")
-    if config.max_batch_tokens is not None and config.max_batch_tokens < 1:
-        raise InputError("max_batch_tokens of 1 or more", str(config.max_batch_tokens), "Pass more, or None.")
+    for name in ("num_layers", "max_seq_length", "max_batch_tokens"):
+        value = getattr(config, name)
+        if value is not None and (not _is_whole(value) or value < 1):
+            raise InputError(f"{name} of 1 or more", repr(value), "Pass a whole number, or None.")
+    for name in ("reference_cache_bytes", "word_cache_bytes"):
+        value = getattr(config, name)
+        if not _is_whole(value) or value < 0:
+            raise InputError(f"{name} of 0 or more", repr(value), "Pass a whole number of bytes.")
     if config.prompt is not None and config.prompt_name is not None:
         raise InputError("prompt or prompt_name", "both", "Pass one of them.")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _check_vocabulary(tokenizer: Tokenizer, checkpoint: Checkpoint) -> int:

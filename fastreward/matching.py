@@ -13,6 +13,7 @@ from torch import Tensor
 from fastreward.encoders.numerics import own_numerics
 from fastreward.engine import Engine, ScorerStats
 from fastreward.errors import InputError
+from fastreward.ops.checks import describe
 from fastreward.ops.maxsim import maxsim
 from fastreward.packing import upload
 
@@ -55,13 +56,14 @@ def match(
         engine: Encodes the texts.
         texts: N texts.
         references: For each text one reference at least.
-        token_weights: [V], the weight of each token id, 0 or more; None is 1 for all.
+        token_weights: [V], floating, the weight of each token id, finite and 0 or more; None is 1 for all.
 
     Returns:
         Precision, recall and F1, [3, N], fp32, on the CPU; and what was done. NaN wins over every F1.
 
     Raises:
-        InputError: If `token_weights` has another shape, or a weight is negative or NaN.
+        InputError: If `token_weights` has another shape or no floating dtype, or a weight is negative or not
+            finite.
     """
     if token_weights is not None:
         token_weights = _checked(token_weights, engine.vocab_size)
@@ -106,19 +108,30 @@ def _match_pairs(
             for text, (states, ids) in zip(missing, encoded, strict=True):
                 known[text] = _Text(states, _weights(ids, special, by_id))
         scores.append(_match_part(part, known))
-        # Copies: a part of a batch would keep the whole batch alive.
-        kept = {text: tokens for text, tokens in known.items() if last_needed[text] > number}
-        known = {text: _Text(*(tensor.clone() for tensor in tokens)) for text, tokens in kept.items()}
+        known = {text: tokens for text, tokens in known.items() if last_needed[text] > number}
+        for text in known.keys() & set(missing):
+            # A copy: a part of a batch would keep the whole batch alive.
+            known[text] = known[text]._replace(states=known[text].states.clone())
     return torch.cat(scores, dim=1), stats
 
 
-def _checked(token_weights: Tensor, vocab_size: int) -> Tensor:
-    expected = f"token_weights [{vocab_size}], one for each token id"
-    if token_weights.shape != (vocab_size,):
-        raise InputError(expected, str(list(token_weights.shape)), "Make them for the scorer's tokenizer.")
-    if not bool((token_weights >= 0).all()):
-        raise InputError("token_weights of 0 or more", str(float(token_weights.min())), "Clip them at 0.")
-    return token_weights.float()
+def _checked(token_weights: object, vocab_size: int) -> Tensor:
+    """Check the weights of the token ids: [V], fp32."""
+    expected = f"token_weights [{vocab_size}] in a floating dtype, one for each token id"
+    if not isinstance(token_weights, Tensor):
+        raise InputError(expected, f"a {type(token_weights).__name__}", "Pass a tensor, or None for none.")
+    if token_weights.shape != (vocab_size,) or not token_weights.is_floating_point():
+        raise InputError(expected, describe(token_weights), "Make them for the scorer's tokenizer.")
+    weights = token_weights.detach().float()
+    fits = weights.isfinite() & (weights >= 0)
+    if not bool(fits.all()):
+        token = int(fits.logical_not().nonzero()[0])
+        raise InputError(
+            "finite token_weights of 0 or more",
+            f"{float(token_weights[token])} for the token id {token}",
+            "Leave out what made it, or clip it.",
+        )
+    return weights
 
 
 def _weights(ids: Tensor, special: Tensor, token_weights: Tensor | None) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -10,7 +10,7 @@ Item = TypeVar("Item")
 Prepared = TypeVar("Prepared")
 
 
-def prefetched(items: Sequence[Item], prepare: Callable[[Item], Prepared]) -> Iterator[Prepared]:
+def prefetched(items: Sequence[Item], prepare: Callable[[Item], Prepared]) -> Generator[Prepared]:
     """Yield prepare(item) for each item in turn; the next one is made in a thread meanwhile.
 
     One is made ahead, never more, so that memory stays bounded. For a single item there is no thread. Where

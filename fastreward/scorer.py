@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +21,7 @@ from fastreward.matching import match
 from fastreward.ops.maxsim import MaxSim
 from fastreward.ops.pooled_cosine import Pooling, pooled_cosine
 from fastreward.tokenization import Tokenizer
+from fastreward.word_cache import WORD_CACHE_BYTES
 
 __all__ = ["DEFAULT_ENCODER", "Scorer", "ScorerStats"]
 
@@ -54,6 +57,7 @@ class Scorer:
         prompt_name: Name of one of the checkpoint's prompts, instead of `prompt`.
         max_batch_tokens: Tokens of one batch; None chooses by device.
         reference_cache_bytes: Bound on the cache of reference vectors.
+        word_cache_bytes: Bound on the cache of words' token ids, where one is exact; 0 for none.
         batch_invariant: Make a score bitwise independent of everything else in the call, at some cost.
         progress: Show a progress bar: True always, False never, None when it takes seconds on a terminal.
 
@@ -85,6 +89,7 @@ class Scorer:
         prompt_name: str | None = None,
         max_batch_tokens: int | None = None,
         reference_cache_bytes: int = 64 * 2**20,
+        word_cache_bytes: int = WORD_CACHE_BYTES,
         batch_invariant: bool = False,
         progress: bool | None = None,
     ) -> None:
@@ -103,6 +108,7 @@ class Scorer:
             prompt_name=prompt_name,
             max_batch_tokens=max_batch_tokens,
             reference_cache_bytes=reference_cache_bytes,
+            word_cache_bytes=word_cache_bytes,
             batch_invariant=batch_invariant,
             progress=progress,
         )
@@ -191,7 +197,7 @@ class Scorer:
         Args:
             completions: N texts.
             references: N texts, or lists of texts of which the one with the best F1 counts.
-            token_weights: [V], a weight of 0 or more for each token id (idf); None is 1 for all.
+            token_weights: [V], floating, a finite weight of 0 or more by token id (idf); None is 1 for all.
 
         Returns:
             Precision, recall and F1, each [N], fp32, on the CPU, in [-1, 1].
@@ -234,7 +240,7 @@ class Scorer:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision of the hidden states."""
+        """What matrix products are computed in."""
         return self._engine.dtype
 
     @property
@@ -253,8 +259,11 @@ class Scorer:
         return self._engine.tokenizer.max_length
 
     def __repr__(self) -> str:
-        names = ("encoder", "backend", "device", "dtype")
-        return f"Scorer({', '.join(f'{name}={getattr(self._config, name)!r}' for name in names)})"
+        always = ("encoder", "backend", "device", "dtype")
+        options = inspect.signature(Scorer).parameters
+        values = {field.name: getattr(self._config, field.name) for field in fields(self._config)}
+        shown = [name for name, value in values.items() if name in always or value != options[name].default]
+        return f"Scorer({', '.join(f'{name}={values[name]!r}' for name in shown)})"
 
     def __getstate__(self) -> ScorerConfig:
         return self._config

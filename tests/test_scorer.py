@@ -3,6 +3,7 @@ import importlib.util
 import itertools
 import pickle
 import random
+import threading
 import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,11 @@ import torch
 import torch.nn.functional as F
 
 from fastreward import engine
+from fastreward.encoders.checkpoint import load_checkpoint
+from fastreward.encoders.packed import PackedEncoder
+from fastreward.errors import BackendUnavailableError, InputError
 from fastreward.ops.pooled_cosine import POOLINGS
+from fastreward.packing import pack
 from fastreward.scorer import Scorer, ScorerStats
 from fastreward.tokenization import Tokenizer
 
@@ -428,23 +433,22 @@ def test_a_call_in_many_parts_gives_what_it_gives_in_one(tiny_folder, long_texts
     texts = ["heart " * (n % 40) + f"{n}" for n in range(200)]
     arguments = {**FP32, "max_seq_length": 24, "long_texts": long_texts}
     scorer = Scorer(tiny_folder, **arguments)
-    assert len(engine._parts(texts, 40)) > 10
+    assert len(engine._parts([engine._size(text) for text in texts], 40)) > 10
     vectors, stats = scorer.embed(texts), scorer.stats
     monkeypatch.setitem(engine.MIN_PART, "cpu", 10**9)
-    assert len(engine._parts(texts, 10**9)) == 1
     whole = Scorer(tiny_folder, **arguments)
     close(vectors, whole.embed(texts), atol=2e-6)
     assert stats == whole.stats
 
 
-@pytest.mark.parametrize("sizes", [[], [0], [0] * 1000, [1], [5, 0, 900, 3, 3, 0, 41]])
+@pytest.mark.parametrize("sizes", [[], [1], [1] * 1000, [2], [6, 1, 901, 4, 4, 1, 42]])
 @pytest.mark.parametrize("min_size", [1, 40, 10**6])
 def test_parts_hold_every_text_once_longest_first_sixteen_of_them_at_most(sizes, min_size):
-    parts = engine._parts(["x" * size for size in sizes], min_size)
+    parts = engine._parts(sizes, min_size)
     rows = [row for part in parts for row in part]
     assert sorted(rows) == list(range(len(sizes)))
     assert [sizes[row] for row in rows] == sorted(sizes, reverse=True)
-    assert len(parts) <= 17
+    assert len(parts) <= 16
 
 
 @pytest.mark.usefixtures("in_small_parts")
@@ -464,3 +468,66 @@ def test_an_error_in_a_late_part_is_raised_and_the_scorer_goes_on(tiny_folder, m
         with pytest.raises(RuntimeError, match="no tokens today"):
             scorer.embed(texts)
     assert torch.equal(scorer.embed(texts), expected)
+
+
+def test_an_error_in_the_encoder_leaves_no_thread_behind(tiny_folder, monkeypatch):
+    monkeypatch.setitem(engine.MIN_PART, "cpu", 40)
+    scorer = Scorer(tiny_folder, **FP32)
+    before = threading.active_count()
+
+    def failing(batch):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(scorer._engine.encoder, "embed", failing)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        scorer.embed(["heart " * n for n in range(40)])
+    assert threading.active_count() == before
+
+
+# Options of the encoder
+
+
+def test_the_first_layers_alone_can_be_asked_for(tiny_folder):
+    checkpoint = load_checkpoint(tiny_folder)
+    scorer = pickle.loads(pickle.dumps(Scorer(tiny_folder, num_layers=1, **FP32)))
+    first = PackedEncoder(checkpoint, CPU, torch.float32, num_layers=1)
+    whole = PackedEncoder(checkpoint, CPU, torch.float32)
+    batch = pack(scorer.tokenizer(TEXTS), CPU)
+    close(scorer.embed(TEXTS), first.embed(batch))
+    assert (scorer.embed(TEXTS) - whole.embed(batch)).abs().max() > 0.01
+
+
+def test_the_attention_that_is_asked_for_runs_or_is_refused(tiny_folder):
+    scorer = pickle.loads(pickle.dumps(Scorer(tiny_folder, attention="sdpa", **FP32)))
+    assert scorer._engine.encoder.attention == "sdpa"
+    with pytest.raises(BackendUnavailableError, match=r"attention='varlen'.*Pass attention=None"):
+        Scorer(tiny_folder, attention="varlen", **FP32)
+
+
+@pytest.mark.parametrize("name", ["num_layers", "max_seq_length", "max_batch_tokens"])
+@pytest.mark.parametrize("value", [0, -1, "2", 2.0, True])
+def test_a_size_that_is_no_whole_number_from_1_is_named(tiny_folder, name, value):
+    with pytest.raises(InputError, match=rf"{name} of 1 or more, got {value!r}\. Pass a whole number"):
+        Scorer(tiny_folder, **{name: value}, **FP32)
+
+
+@pytest.mark.parametrize("name", ["reference_cache_bytes", "word_cache_bytes"])
+@pytest.mark.parametrize("value", [-1, "3", 1.5, None])
+def test_a_number_of_bytes_that_is_none_is_named(tiny_folder, name, value):
+    with pytest.raises(InputError, match=rf"{name} of 0 or more, got {value!r}\. Pass a whole number"):
+        Scorer(tiny_folder, **{name: value}, **FP32)
+
+
+def test_the_word_cache_can_be_left_out_and_changes_no_score(tiny_folder):
+    with_cache, without = Scorer(tiny_folder, **FP32), Scorer(tiny_folder, word_cache_bytes=0, **FP32)
+    assert with_cache.tokenizer.word_cache is not None
+    assert without.tokenizer.word_cache is None
+    assert torch.equal(with_cache.embed(TEXTS), without.embed(TEXTS))
+
+
+def test_its_repr_shows_what_was_asked_for(tiny_folder):
+    shown = repr(Scorer(tiny_folder, num_layers=1, batch_invariant=True, **FP32))
+    assert shown == (
+        f"Scorer(encoder={str(tiny_folder)!r}, backend=None, device='cpu', dtype='float32', num_layers=1, "
+        "batch_invariant=True)"
+    )

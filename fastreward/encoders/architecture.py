@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from fastreward.errors import CheckpointError, InputError, UnsupportedArchitectureError
 
@@ -16,6 +17,8 @@ class Architecture:
 
     Attributes:
         family: `model_type` of config.json.
+        weight_layout: After which family's model in transformers the checkpoint's tensors are named and cut.
+        prefix: What their names begin with where the checkpoint is of a model with a head on top.
         hidden_size: D.
         intermediate_size: F, the width of the feed-forward block's inside.
         num_heads: Attention heads; D is a multiple of them.
@@ -35,6 +38,8 @@ class Architecture:
     """
 
     family: str
+    weight_layout: Literal["bert", "modernbert"]
+    prefix: str
     hidden_size: int
     intermediate_size: int
     num_heads: int
@@ -84,7 +89,8 @@ def architecture_of(config: Mapping[str, Any], path: Path) -> Architecture:
         path: Where they come from, for messages.
 
     Raises:
-        CheckpointError: If a setting is missing or no number, or sizes do not fit together.
+        CheckpointError: If a setting is missing, of another type or out of range, or sizes do not fit
+            together.
         UnsupportedArchitectureError: If the family is not supported, or something it may ask for is not.
     """
     family = config.get("model_type")
@@ -94,7 +100,8 @@ def architecture_of(config: Mapping[str, Any], path: Path) -> Architecture:
             f"{family!r} in {path}",
             "Choose an encoder such as all-MiniLM, bge, e5, multilingual-e5, bge-m3 or gte-modernbert.",
         )
-    architecture = _FAMILIES[family](_Settings(config, path), family)
+    read, prefix = _FAMILIES[family]
+    architecture = read(_Settings(config, path), family, prefix)
     if architecture.hidden_size % architecture.num_heads:
         raise CheckpointError(
             "a hidden_size that num_attention_heads divides",
@@ -107,52 +114,77 @@ def architecture_of(config: Mapping[str, Any], path: Path) -> Architecture:
 class _Settings:
     """Entries of config.json, each checked as it is read."""
 
-    def __init__(self, config: Mapping[str, Any], path: Path) -> None:
-        self._config = config
+    def __init__(self, entries: Mapping[str, Any], path: Path) -> None:
+        self.entries = entries
         self._path = path
 
-    def size(self, key: str, default: int | None = None) -> int:
-        """A whole number."""
-        return int(self._checked(key, self._config.get(key, default), int))
+    def size(self, key: str, default: int | None = None, *, minimum: int = 1) -> int:
+        """A whole number of `minimum` or more."""
+        value = self.entries.get(key, default)
+        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+            raise self._wrong(f"{key} as a whole number of {minimum} or more", value)
+        return value
 
     def number(self, key: str, default: float) -> float:
-        """Any number; the default where the entry is missing or null."""
-        value = self._config.get(key)
-        return default if value is None else float(self._checked(key, value, (int, float)))
+        """A positive number; the default where the entry is missing or null."""
+        value = self.entries.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
+            raise self._wrong(f"{key} as a positive number", value)
+        return float(value)
 
-    def value(self, key: str, default: Any) -> Any:
-        """The entry as it is; the default where it is missing or null."""
-        value = self._config.get(key)
-        return default if value is None else value
+    def flag(self, key: str) -> bool:
+        """True or false; false where the entry is missing or null."""
+        value = self.entries.get(key)
+        if not isinstance(value, bool | None):
+            raise self._wrong(f"{key} as true or false", value)
+        return bool(value)
+
+    def part(self, key: str) -> _Settings:
+        """The entries of an object; none where it is missing or null."""
+        value = self.entries.get(key)
+        if not isinstance(value, dict | None):
+            raise self._wrong(f"{key} as an object", value)
+        return _Settings(value or {}, self._path)
+
+    def names(self, key: str) -> list[str] | None:
+        """A list of strings; None where it is missing or null."""
+        value = self.entries.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+            raise self._wrong(f"{key} as a list of strings", value)
+        return value
 
     def require(self, **supported: object) -> None:
         """Refuse what a configuration may ask for and the encoder does not do."""
         for key, expected in supported.items():
-            self.refuse_unless(self._config.get(key, expected) == expected, key, expected)
+            self.refuse_unless(self.entries.get(key, expected) == expected, key, expected)
 
     def refuse_unless(self, holds: bool, key: str, expected: object) -> None:
         if not holds:
             raise UnsupportedArchitectureError(
                 f"{key} of {expected!r} in {self._path}",
-                repr(self._config.get(key)),
+                repr(self.entries.get(key)),
                 "Choose another encoder.",
             )
 
-    def _checked(self, key: str, value: object, kind: Any) -> Any:
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise CheckpointError(
-                f"{key} as a number in {self._path}", repr(value), "Download or save the file again."
-            )
-        return value
+    def _wrong(self, expected: str, received: object) -> CheckpointError:
+        return CheckpointError(
+            f"{expected} in {self._path}", repr(received), "Download or save the file again."
+        )
 
 
-def _bert(settings: _Settings, family: str) -> Architecture:
+def _bert(settings: _Settings, family: str, prefix: str) -> Architecture:
     """BERT (arXiv 1810.04805): learned positions from 0, full attention, norm behind the residual."""
     settings.require(
         hidden_act="gelu", position_embedding_type="absolute", is_decoder=False, add_cross_attention=False
     )
     return Architecture(
         family=family,
+        weight_layout="bert",
+        prefix=prefix,
         hidden_size=settings.size("hidden_size"),
         intermediate_size=settings.size("intermediate_size"),
         num_heads=settings.size("num_attention_heads"),
@@ -166,43 +198,37 @@ def _bert(settings: _Settings, family: str) -> Architecture:
         mlp_bias=True,
         norm_bias=True,
         thetas=None,
-        windows=(None,) * settings.size("num_hidden_layers"),
+        windows=(None,) * settings.size("num_hidden_layers", minimum=0),
     )
 
 
-def _roberta(settings: _Settings, family: str) -> Architecture:
+def _roberta(settings: _Settings, family: str, prefix: str) -> Architecture:
     """RoBERTa (arXiv 1907.11692) and XLM-R (arXiv 1911.02116): BERT, its positions behind the padding id."""
-    bert = _bert(settings, family)
-    padding_id = settings.size("pad_token_id", 1)
-    return replace(bert, padding_id=padding_id, max_positions=bert.max_positions - padding_id - 1)
+    padding_id = settings.size("pad_token_id", 1, minimum=0)
+    before = padding_id + 1  # rows of the position table that no text's position takes
+    positions = settings.size("max_position_embeddings", minimum=before + 1) - before
+    bert = _bert(settings, family, prefix)
+    return replace(bert, padding_id=padding_id, max_positions=positions)
 
 
-def _modernbert(settings: _Settings, family: str) -> Architecture:
+def _modernbert(settings: _Settings, family: str, prefix: str) -> Architecture:
     """ModernBERT (arXiv 2412.13663): rotary positions, GeGLU, norm before the block, most layers local."""
-    settings.require(hidden_activation="gelu")
+    settings.require(hidden_activation="gelu", rope_scaling=None)
     num_layers = settings.size("num_hidden_layers")
-    settings.refuse_unless(num_layers > 0, "num_hidden_layers", "1 or more")
     every = settings.size("global_attn_every_n_layers", 3)
-    kinds = settings.value("layer_types", None) or [
-        LOCAL if index % every else GLOBAL for index in range(num_layers)
-    ]
+    kinds = settings.names("layer_types")
+    if kinds is None:
+        kinds = [LOCAL if index % every else GLOBAL for index in range(num_layers)]
     settings.refuse_unless(
         len(kinds) == num_layers and set(kinds) <= {LOCAL, GLOBAL}, "layer_types", [GLOBAL, LOCAL, "…"]
     )
-    rotary = settings.value("rope_parameters", {})
-    thetas = {
-        GLOBAL: settings.number("global_rope_theta", 160_000.0),
-        LOCAL: settings.number("local_rope_theta", 10_000.0),
-    }
-    for kind in thetas:
-        chosen = rotary.get(kind) or {}
-        plain = chosen.get("rope_type", "default") == "default"
-        settings.refuse_unless(plain, "rope_parameters", {kind: {"rope_type": "default"}})
-        thetas[kind] = float(chosen.get("rope_theta", thetas[kind]))
+    thetas = _thetas(settings)
     # The entry counts both sides: 128 is 64 tokens to the left and 64 to the right.
     window = settings.size("local_attention", 128) // 2
     return Architecture(
         family=family,
+        weight_layout="modernbert",
+        prefix=prefix,
         hidden_size=settings.size("hidden_size"),
         intermediate_size=settings.size("intermediate_size"),
         num_heads=settings.size("num_attention_heads"),
@@ -212,23 +238,46 @@ def _modernbert(settings: _Settings, family: str) -> Architecture:
         padding_id=None,
         pre_norm=True,
         gated=True,
-        attention_bias=bool(settings.value("attention_bias", False)),
-        mlp_bias=bool(settings.value("mlp_bias", False)),
-        norm_bias=bool(settings.value("norm_bias", False)),
+        attention_bias=settings.flag("attention_bias"),
+        mlp_bias=settings.flag("mlp_bias"),
+        norm_bias=settings.flag("norm_bias"),
         thetas=tuple(thetas[kind] for kind in kinds),
         windows=tuple(window if kind == LOCAL else None for kind in kinds),
     )
 
 
+def _thetas(settings: _Settings) -> dict[str, float]:
+    """Base of the rotary embedding in each kind of layer, from newer entries or older ones."""
+    thetas = {
+        GLOBAL: settings.number("global_rope_theta", 160_000.0),
+        LOCAL: settings.number("local_rope_theta", 10_000.0),
+    }
+    rotary = settings.part("rope_parameters")
+    # Entries for all layers may stand beside the two kinds as long as they ask for nothing.
+    empty = {"rope_type": "default", "rope_theta": None}
+    plain = all(
+        key in thetas or (key in empty and value == empty[key]) for key, value in rotary.entries.items()
+    )
+    for kind, older in thetas.items():
+        chosen = rotary.part(kind)
+        plain &= chosen.entries.get("rope_type", "default") == "default" and chosen.entries.keys() <= {*empty}
+        thetas[kind] = chosen.number("rope_theta", older)
+    settings.refuse_unless(
+        plain, "rope_parameters", {kind: {"rope_type": "default", "rope_theta": "…"} for kind in thetas}
+    )
+    return thetas
+
+
 GLOBAL: Final = "full_attention"
 LOCAL: Final = "sliding_attention"
 
-_FAMILIES: Final[Mapping[str, Callable[[_Settings, str], Architecture]]] = {
-    "bert": _bert,
-    "roberta": _roberta,
-    "xlm-roberta": _roberta,
-    "camembert": _roberta,
-    "modernbert": _modernbert,
+# How a family's config.json is read, and the prefix of its weights where there is a head on top.
+_FAMILIES: Final[Mapping[str, tuple[Callable[[_Settings, str, str], Architecture], str]]] = {
+    "bert": (_bert, "bert."),
+    "roberta": (_roberta, "roberta."),
+    "xlm-roberta": (_roberta, "roberta."),
+    "camembert": (_roberta, "roberta."),
+    "modernbert": (_modernbert, "model."),
 }
 
 ARCHITECTURES: Final = tuple(_FAMILIES)

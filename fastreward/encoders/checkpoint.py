@@ -125,7 +125,7 @@ def load_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
         CheckpointError: If there are none, a file is truncated, or a value is NaN or infinite.
     """
     weights: dict[str, Tensor] = {}
-    for path in _weight_files(checkpoint.folder):
+    for path in _weight_files(checkpoint):
         try:
             stored = load_file(path, device="cpu")
         except (SafetensorError, OSError) as error:
@@ -252,7 +252,8 @@ def _pooling(config: Mapping[str, Any], root: Path) -> Pooling:
     return POOLING_NAMES[cast(str, modes[0])]
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def _weight_files(checkpoint: Checkpoint) -> list[Path]:
+    folder = checkpoint.folder
     single = folder / "model.safetensors"
     if single.is_file():
         return [single]
@@ -261,10 +262,21 @@ def _weight_files(folder: Path) -> list[Path]:
     files = sorted({folder / str(name) for name in shards.values()})
     missing = [path.name for path in files if not path.is_file()]
     if not files or missing:
-        others = ", ".join(sorted(path.name for path in folder.glob("*.bin"))) or "no weights"
-        raise CheckpointError(
-            "weights in safetensors (model.safetensors)",
-            f"{', '.join(missing)} missing" if missing else f"{others} in {folder}",
-            "Save the model with safe_serialization=True; pickled weights are never loaded.",
-        )
+        raise _without_weights(checkpoint, missing)
     return files
+
+
+def _without_weights(checkpoint: Checkpoint, missing: list[str]) -> CheckpointError:
+    folder, name = checkpoint.folder, checkpoint.name
+    others = ", ".join(sorted(path.name for path in folder.glob("*.bin"))) or "no weights"
+    received = f"{', '.join(missing)} missing" if missing else f"{others} in {folder}"
+    remedy = "Save the model with save_pretrained of transformers; pickled weights are never loaded."
+    if not Path(name).expanduser().is_dir():  # from the hub, whose *.bin files are not downloaded at all
+        lacking = f"{', '.join(missing)} missing" if missing else "no safetensors"
+        received = f"{lacking} in the repository {name!r} at this revision"
+        remedy = (
+            "Pass the revision= of a conversion, which many repositories keep on a pull request's branch "
+            '("refs/pr/N"); or convert it by save_pretrained of transformers and pass that folder. Pickled '
+            "weights are never loaded."
+        )
+    return CheckpointError("weights in safetensors (model.safetensors)", received, remedy)

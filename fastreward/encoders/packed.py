@@ -33,7 +33,12 @@ from fastreward.ops.pooled_cosine import (
     pooled_embedding,
 )
 from fastreward.ops.rotary import apply_rotary
-from fastreward.ops.scaled_linear import ScaledLinear, scaled_linear_available
+from fastreward.ops.scaled_linear import (
+    MAX_IN_FEATURES,
+    SIZE_MULTIPLE,
+    ScaledLinear,
+    scaled_linear_available,
+)
 from fastreward.packing import PackedBatch
 
 # Rows of one matrix product with batch_invariant=True. A product of a fixed shape gives a row the same bits
@@ -57,7 +62,8 @@ class PackedEncoder:
         pooling: Instead of the checkpoint's own.
         num_layers: Use the first ones alone; None uses all.
         attention: The attention's back-end, one of `ATTENTION_BACKENDS`; None chooses by device and dtype.
-        fused_mlp: Compute attention output and feed-forward block by the ops of `fastreward.ops.mlp`.
+        fused_mlp: Compute attention output and feed-forward block by the ops of `fastreward.ops.mlp`: for
+            384-wide encoders on CUDA, where it has yet to be shown faster. Slow on a CPU.
         batch_invariant: Make a text's bits independent of everything else in its batch, at some cost.
 
     Raises:
@@ -92,7 +98,7 @@ class PackedEncoder:
         if num_layers is not None:
             architecture = architecture.first_layers(num_layers)
         if dtype == torch.float8_e4m3fn:
-            _check_8_bit(device, architecture.hidden_size)
+            _check_8_bit(device, architecture)
         if fused_mlp:
             _check_fused_mlp(architecture, device, dtype)
         self.device = device
@@ -298,7 +304,12 @@ def _check_fused_mlp(architecture: Architecture, device: torch.device, dtype: to
         raise BackendUnavailableError("fused_mlp", reason, "Pass fused_mlp=False.")
 
 
-def _check_8_bit(device: torch.device, hidden_size: int) -> None:
-    reason = scaled_linear_available(device, hidden_size)
+def _check_8_bit(device: torch.device, architecture: Architecture) -> None:
+    sizes = architecture.hidden_size, architecture.intermediate_size
+    reason = scaled_linear_available(device, min(sizes))
+    if reason is None and (any(size % SIZE_MULTIPLE for size in sizes) or max(sizes) > MAX_IN_FEATURES):
+        reason = (
+            f"widths of {sizes[0]} and {sizes[1]}: multiples of {SIZE_MULTIPLE}, {MAX_IN_FEATURES} at most"
+        )
     if reason is not None:
         raise BackendUnavailableError("products in float8_e4m3fn", reason, "Pass dtype='bfloat16', or None.")

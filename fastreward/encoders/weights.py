@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
 
 import torch
 from torch import Tensor
@@ -16,15 +14,6 @@ from fastreward.ops.layer_norm import LayerNorm
 from fastreward.ops.linear import Linear
 from fastreward.ops.rotary import rotary_table
 from fastreward.ops.scaled_linear import ScaledLinear
-
-# A model with a head on top stores its encoder under one of these.
-PREFIXES: Final[Mapping[str, str]] = {
-    "bert": "bert.",
-    "roberta": "roberta.",
-    "xlm-roberta": "roberta.",
-    "camembert": "roberta.",
-    "modernbert": "model.",
-}
 
 
 @dataclass(frozen=True)
@@ -94,9 +83,8 @@ def load_layers(
         CheckpointError: If a tensor is missing, damaged or of the wrong shape.
     """
     reader = _Reader(checkpoint, architecture, device, dtype)
-    if architecture.pre_norm:
-        return reader.modernbert(splits_last_query)
-    return reader.bert(splits_last_query)
+    readers = {"bert": reader.bert, "modernbert": reader.modernbert}
+    return readers[architecture.weight_layout](splits_last_query)
 
 
 class _Reader:
@@ -108,9 +96,8 @@ class _Reader:
         self._device = device
         self._scaled = dtype == torch.float8_e4m3fn
         self._dtype = torch.bfloat16 if self._scaled else dtype
-        prefix = PREFIXES[architecture.family]
         loaded = load_weights(checkpoint)
-        self._tensors = {name.removeprefix(prefix): tensor for name, tensor in loaded.items()}
+        self._tensors = {name.removeprefix(architecture.prefix): tensor for name, tensor in loaded.items()}
 
     def bert(self, splits_last_query: bool) -> tuple[Embeddings, list[Layer]]:
         shape = self._architecture

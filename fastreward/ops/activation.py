@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastreward.backends import resolve_op
 from fastreward.errors import InputError
-from fastreward.ops.checks import require
-
-ACTIVATION_DTYPES: Final = (torch.float32, torch.float16, torch.bfloat16)
+from fastreward.ops.checks import FLOAT_DTYPES, require
 
 
 def gelu(x: Tensor, bias: Tensor | None = None, *, backend: str | None = None) -> Tensor:
@@ -126,10 +122,7 @@ def geglu_bytes(num_tokens: int, num_features: int, dtype: torch.dtype) -> int:
 
 def _check(x: Tensor, bias: Tensor | None) -> None:
     require(
-        x.ndim == 2
-        and x.dtype in ACTIVATION_DTYPES
-        and x.shape[1] >= 1
-        and (x.stride(1) == 1 or x.shape[1] == 1),
+        x.ndim == 2 and x.dtype in FLOAT_DTYPES and x.shape[1] >= 1 and (x.stride(1) == 1 or x.shape[1] == 1),
         "x",
         "[T, F] in float32, float16 or bfloat16, F of 1 or more, last axis contiguous",
         x,
@@ -137,7 +130,7 @@ def _check(x: Tensor, bias: Tensor | None) -> None:
     if bias is not None:
         require(
             bias.shape == (x.shape[1],)
-            and bias.dtype in ACTIVATION_DTYPES
+            and bias.dtype in FLOAT_DTYPES
             and bias.device == x.device
             and bias.is_contiguous(),
             "bias",

@@ -24,7 +24,7 @@ from fastreward.ops.attention_backends import (
     sdpa_first_token,
     varlen_attention,
 )
-from fastreward.ops.checks import check_offsets, describe, require
+from fastreward.ops.checks import FLOAT_DTYPES, check_lengths, check_offsets, describe, require
 
 if TYPE_CHECKING:
     from fastreward.kernels.attention import AttentionTables
@@ -33,8 +33,6 @@ ATTENTION_BACKENDS: Final = ("triton", "flash", "varlen", "sdpa")
 """Our kernel; the package flash-attn (FlashAttention-2) or flash-attn-4; the FlashAttention-2 inside PyTorch;
 PyTorch's scaled dot product attention over texts of equal length. `None` never means "flash": that a package
 is installed is no wish to use it."""
-
-ATTENTION_DTYPES: Final = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -110,12 +108,7 @@ def attention_layout(
     _require_fit(backend, cu_seqlens.device)
     if cu_seqlens.device.type == "cpu":
         check_offsets(sum(lengths), cu_seqlens, None)
-        if cu_seqlens.diff().tolist() != list(lengths):
-            raise InputError(
-                "lengths that are the differences of cu_seqlens",
-                "others",
-                "Pass the lengths of the same texts in the same order.",
-            )
+        check_lengths(lengths, cu_seqlens)
     tables = None
     if backend == "triton":
         from fastreward.kernels.attention import attention_tables
@@ -386,7 +379,7 @@ def _check(packed: Tensor, name: str, parts: int, layout: AttentionLayout, windo
         packed.ndim == 4
         and packed.shape[:2] == (layout.num_tokens, parts)
         and min(packed.shape[2:]) >= 1
-        and packed.dtype in ATTENTION_DTYPES
+        and packed.dtype in FLOAT_DTYPES
         and packed.device == device
         and packed.stride(3) == 1,
         name,

@@ -96,7 +96,7 @@ def varlen_attention(
             raise BackendUnavailableError(
                 "a `varlen_attn` that knows windows",
                 f"the one of PyTorch {torch.__version__}",
-                "Pass attention=None, 'triton' or 'sdpa', or update PyTorch.",
+                "Pass attention='sdpa' or 'triton', or update PyTorch.",
             )
         options["window_size"] = (window, window)
     if batch_invariant and "num_splits" in _varlen_parameters():

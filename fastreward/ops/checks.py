@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Final
+
+import torch
 from torch import Tensor
 
 from fastreward.backends import dtype_name
 from fastreward.errors import InputError
+
+FLOAT_DTYPES: Final = (torch.float32, torch.float16, torch.bfloat16)
+"""What the ops read and write; their sums are fp32."""
+
+SHOWN_VALUES: Final = 16
+"""Values of a list that a message shows."""
 
 
 def describe(tensor: Tensor) -> str:
@@ -38,7 +48,7 @@ def check_offsets(
     if int(cu_seqlens[0]) != 0 or not grows or int(cu_seqlens[-1]) > num_tokens:
         raise InputError(
             f"{names[0]} that begin at 0, never fall and end at {num_tokens} (T) at most",
-            str(cu_seqlens.tolist() if len(cu_seqlens) <= 16 else cu_seqlens),
+            str(cu_seqlens.tolist() if len(cu_seqlens) <= SHOWN_VALUES else cu_seqlens),
             "Pass the running sum of the lengths, with a 0 before it.",
         )
     longest = int(lengths.max()) if len(lengths) else 0
@@ -48,3 +58,19 @@ def check_offsets(
             str(max_seqlen),
             "Pass the longest length, or None.",
         )
+
+
+def check_lengths(lengths: Sequence[int], cu_seqlens: Tensor) -> None:
+    """Check that N lengths are those of the texts that `cu_seqlens` [N + 1] bounds, on the CPU."""
+    differences = cu_seqlens.diff().tolist()
+    wrong = next((n for n, length in enumerate(lengths) if length != differences[n]), None)
+    if wrong is None:
+        return
+    # A long list is shown from the first text on that is wrong.
+    first = 0 if len(lengths) <= SHOWN_VALUES else wrong
+    shown = slice(first, first + SHOWN_VALUES)
+    raise InputError(
+        f"lengths that are the differences of cu_seqlens, from text {first} on {differences[shown]}",
+        str(list(lengths[shown])),
+        "Pass the lengths of the same texts in the same order.",
+    )

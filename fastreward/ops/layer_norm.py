@@ -11,11 +11,10 @@ from torch import Tensor
 
 from fastreward.backends import dtype_name, resolve_op
 from fastreward.errors import InputError
-from fastreward.ops.checks import describe, require
+from fastreward.ops.checks import FLOAT_DTYPES, describe, require
 
 MAX_HIDDEN_SIZE: Final = 4096
 
-NORM_DTYPES: Final = (torch.float32, torch.float16, torch.bfloat16)
 ID_DTYPES: Final = (torch.int32, torch.int64)
 
 
@@ -278,7 +277,7 @@ def _check_tables(
 def _check_matrix(name: str, rows: str, x: Tensor) -> None:
     if not (
         x.ndim == 2
-        and x.dtype in NORM_DTYPES
+        and x.dtype in FLOAT_DTYPES
         and 1 <= x.shape[1] <= MAX_HIDDEN_SIZE
         and _rows_are_contiguous(x)
     ):
@@ -312,7 +311,7 @@ def _check_norm(norm: LayerNorm, hidden_size: int, device: torch.device) -> None
     for name, vector in (("weight", norm.weight), ("bias", norm.bias)):
         if vector is not None and not (
             vector.shape == (hidden_size,)
-            and vector.dtype in NORM_DTYPES
+            and vector.dtype in FLOAT_DTYPES
             and vector.device == device
             and vector.is_contiguous()
         ):

@@ -16,12 +16,10 @@ from torch import Tensor
 from fastreward.backends import dtype_name, resolve_op, triton_interpreted
 from fastreward.errors import BackendUnavailableError, InputError
 from fastreward.ops import activation as activations
-from fastreward.ops.checks import require
+from fastreward.ops.checks import FLOAT_DTYPES, require
 
 Activation = Literal["none", "gelu", "geglu"]
 """What is applied to the product: nothing, GELU, or GELU of its first half of columns times the second."""
-
-LINEAR_DTYPES: Final = (torch.float32, torch.float16, torch.bfloat16)
 
 # The row count that oneDNN is told when it packs a weight: a typical batch. Other counts are as right.
 PACKED_FOR_ROWS = 2048
@@ -66,8 +64,6 @@ class Linear:
         tensor([[3., 0.]])
         >>> layer.gelu(x)
         tensor([[2.9959, 0.0000]])
-        >>> layer.add(x, torch.tensor([[0.5, 0.5]]))
-        tensor([[3.5000, 0.5000]])
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, *, backend: str | None = None) -> None:
@@ -122,18 +118,6 @@ class Linear:
         if self._fused(self.out_features // 2):
             return self._launch(x, "geglu")
         return activations.geglu(self(x), backend=self._requested)
-
-    def add(self, x: Tensor, residual: Tensor) -> Tensor:
-        """Return x Wᵀ + b + residual; residual is [T, out]."""
-        if not (
-            residual.shape == (x.shape[0], self.out_features)
-            and residual.dtype == self._dtype
-            and residual.device == self._device
-        ):
-            rows = f"[{x.shape[0]}, {self.out_features}]"
-            require(False, "residual", f"{rows} in {dtype_name(self._dtype)} on {self._device}", residual)
-        # Not by oneDNN's fused add: it is compiled anew in every call, which takes milliseconds.
-        return self(x).add_(residual)
 
     def _fused(self, columns: int) -> bool:
         """Whether a Triton product with these columns has the activation as its epilogue."""
@@ -219,7 +203,7 @@ def _resolve(weight: Tensor, requested: str | None) -> str:
 
 def _check_weights(weight: Tensor, bias: Tensor | None) -> None:
     require(
-        weight.ndim == 2 and weight.dtype in LINEAR_DTYPES and min(weight.shape) >= 1,
+        weight.ndim == 2 and weight.dtype in FLOAT_DTYPES and min(weight.shape) >= 1,
         "weight",
         "[out, in] in float32, float16 or bfloat16",
         weight,
@@ -231,7 +215,7 @@ def _check_weights(weight: Tensor, bias: Tensor | None) -> None:
             and bias.device == weight.device
             and bias.is_contiguous(),
             "bias",
-            f"[{weight.shape[0]}] in {dtype_name(weight.dtype)} on {weight.device}",
+            f"[{weight.shape[0]}] in {dtype_name(weight.dtype)} on {weight.device}, contiguous",
             bias,
         )
 

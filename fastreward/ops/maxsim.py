@@ -12,9 +12,9 @@ from torch import Tensor
 
 from fastreward.backends import resolve_op
 from fastreward.errors import InputError
-from fastreward.ops.checks import check_offsets, require
+from fastreward.ops.checks import FLOAT_DTYPES, check_offsets, require
 from fastreward.ops.normalization import unit_vectors
-from fastreward.ops.pooled_cosine import HIDDEN_DTYPES, MAX_HIDDEN_SIZE
+from fastreward.ops.pooled_cosine import MAX_HIDDEN_SIZE
 
 ROWS_AT_ONCE: Final = 1024
 """Candidate tokens whose similarities the PyTorch back-end holds in memory at a time."""
@@ -249,7 +249,7 @@ def _check_side(side: _Side, like: Tensor) -> None:
     require(
         same
         and tokens.device == device
-        and tokens.dtype in HIDDEN_DTYPES
+        and tokens.dtype in FLOAT_DTYPES
         and 1 <= width <= MAX_HIDDEN_SIZE
         and (tokens.stride(1) == 1 or width == 1),
         f"{side.name}s",

@@ -12,13 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastreward.backends import dtype_name, resolve_op, triton_interpreted
+from fastreward.backends import availability, dtype_name, resolve_op, triton_interpreted
 from fastreward.errors import BackendUnavailableError
 from fastreward.ops.activation import gelu_reference
-from fastreward.ops.checks import require
+from fastreward.ops.checks import FLOAT_DTYPES, require
 from fastreward.ops.layer_norm import LayerNorm
-
-MLP_DTYPES: Final = (torch.float32, torch.float16, torch.bfloat16)
 
 TRITON_HIDDEN_SIZE: Final = 384
 """A program holds whole rows; wider ones do not fit in its registers."""
@@ -205,6 +203,12 @@ def project_layer_norm_bytes(num_tokens: int, in_features: int, hidden_size: int
 
 def _resolve(op: str, x: Tensor, inner_size: int, requested: str | None) -> str:
     backend = resolve_op(op, x.device, requested)
+    if backend == "torch" and requested is None and x.is_cuda:
+        raise BackendUnavailableError(
+            f"Triton for {op} on CUDA",
+            availability("triton").detail,
+            "Use Linear and layer_norm, or backend='torch' for the slow definition.",
+        )
     if backend == "triton":
         reason = mlp_available(x.dtype, x.shape[1], inner_size)
         if reason is not None:
@@ -221,7 +225,7 @@ def _resolve(op: str, x: Tensor, inner_size: int, requested: str | None) -> str:
 
 def _check_rows(name: str, x: Tensor) -> None:
     if not (
-        x.ndim == 2 and x.dtype in MLP_DTYPES and x.shape[1] >= 1 and (x.stride(1) == 1 or x.shape[1] == 1)
+        x.ndim == 2 and x.dtype in FLOAT_DTYPES and x.shape[1] >= 1 and (x.stride(1) == 1 or x.shape[1] == 1)
     ):
         axes = "[T, K]" if name == "attended" else "[T, D]"
         expected = f"{axes} in float32, float16 or bfloat16, at least one column, last axis contiguous"
@@ -245,7 +249,7 @@ def _check_norm(x: Tensor, norm: LayerNorm) -> None:
     for name, vector in (("norm.weight", norm.weight), ("norm.bias", norm.bias)):
         if vector is not None and not (
             vector.shape == (x.shape[1],)
-            and vector.dtype in MLP_DTYPES
+            and vector.dtype in FLOAT_DTYPES
             and vector.device == x.device
             and vector.is_contiguous()
         ):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastreward.backends import resolve_op
 from fastreward.errors import InputError
-from fastreward.ops.checks import check_offsets, describe, require
+from fastreward.ops.checks import FLOAT_DTYPES, check_offsets, describe, require
 from fastreward.ops.normalization import unit_vectors
 
 Pooling = Literal["mean", "cls", "last", "max"]
@@ -25,8 +25,6 @@ of additions whatever else is in the batch and keeps the rounding of long sums s
 
 MAX_HIDDEN_SIZE: Final = 4096
 MAX_LAYER_NORM_SIZE: Final = 1024
-
-HIDDEN_DTYPES: Final = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -299,7 +297,7 @@ def _check(
 ) -> None:
     require(
         hidden_states.ndim == 2
-        and hidden_states.dtype in HIDDEN_DTYPES
+        and hidden_states.dtype in FLOAT_DTYPES
         and 1 <= hidden_states.shape[1] <= MAX_HIDDEN_SIZE
         and (hidden_states.stride(1) == 1 or hidden_states.shape[1] == 1),
         "hidden_states",
@@ -338,7 +336,7 @@ def _check_layer_norm(hidden_states: Tensor, layer_norm: LastLayerNorm) -> None:
     residual = layer_norm.residual
     require(
         residual.shape == hidden_states.shape
-        and residual.dtype in HIDDEN_DTYPES
+        and residual.dtype in FLOAT_DTYPES
         and residual.device == hidden_states.device
         and (residual.stride(1) == 1 or hidden_size == 1),
         "layer_norm.residual",
@@ -365,7 +363,7 @@ def _check_references(
     require(
         references.ndim == 2
         and references.shape[1] == hidden_states.shape[1]
-        and references.dtype in HIDDEN_DTYPES
+        and references.dtype in FLOAT_DTYPES
         and references.device == device
         and (references.stride(1) == 1 or references.shape[1] == 1),
         "references",

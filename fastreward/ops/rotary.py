@@ -10,8 +10,7 @@ from torch import Tensor
 
 from fastreward.backends import resolve_op
 from fastreward.errors import InputError
-from fastreward.ops.checks import require
-from fastreward.ops.pooled_cosine import HIDDEN_DTYPES
+from fastreward.ops.checks import FLOAT_DTYPES, require
 
 MAX_HEAD_DIM: Final = 256
 
@@ -141,7 +140,7 @@ def _check_head_dim(head_dim: int) -> None:
 
 
 def _check(x: Tensor, position_ids: Tensor, table: Tensor, rotated: int) -> None:
-    require(x.ndim == 4 and x.dtype in HIDDEN_DTYPES, "x", "[T, S, H, hd] in float32, float16 or bfloat16", x)
+    require(x.ndim == 4 and x.dtype in FLOAT_DTYPES, "x", "[T, S, H, hd] in float32, float16 or bfloat16", x)
     num_tokens, slots, heads, head_dim = x.shape
     _check_head_dim(head_dim)
     beside = not num_tokens or x[0].is_contiguous()

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from fastreward.backends import dtype_name, resolve_op
 from fastreward.errors import BackendUnavailableError, InputError
-from fastreward.ops.checks import require
-from fastreward.ops.linear import LINEAR_DTYPES, Linear
+from fastreward.ops.checks import FLOAT_DTYPES, require
+from fastreward.ops.linear import Linear
 
 LARGEST_E4M3: Final = 448.0
 """The largest number of float8_e4m3fn."""
@@ -159,7 +159,7 @@ def quantize_rows(x: Tensor, *, gelu: bool = False, backend: str | None = None) 
     """
     require(
         x.ndim == 2
-        and x.dtype in LINEAR_DTYPES
+        and x.dtype in FLOAT_DTYPES
         and 1 <= x.shape[1] <= MAX_IN_FEATURES
         and (x.stride(1) == 1 or x.shape[1] == 1),
         "x",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Final, Literal, TypeAlias, get_args
+from typing import Any, ClassVar, Final, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -25,6 +26,8 @@ Idf: TypeAlias = Literal[False] | Iterable[object] | Mapping[int, float]
 
 TEXTS_AT_ONCE: Final = 4096
 """Texts whose token ids are held at once while weights are fitted."""
+
+LARGEST_WEIGHT: Final = torch.finfo(torch.float32).max
 
 
 class BERTScoreReward(ReferenceReward):
@@ -58,7 +61,8 @@ class BERTScoreReward(ReferenceReward):
             refused: a score would depend on the batch, and with one prompt in it all weights would be 0.
         rescale_baseline: What unrelated texts score with this encoder, below 1. The reward is then
             (score - baseline) / (1 - baseline), which spreads scores that are all close to 1, and 0.0 is what
-            unrelated texts get. ``None`` leaves scores as they are.
+            unrelated texts get. A pair with nothing to match, since one text has no token that weighs, keeps
+            its 0.0, as that is no measurement. ``None`` leaves scores as they are.
         name: The reward's ``__name__``, under which trainers log it.
 
     Raises:
@@ -123,7 +127,9 @@ class BERTScoreReward(ReferenceReward):
         result = self.scorer.maxsim(texts, references, token_weights=self._token_weights())
         scores: Tensor = getattr(result, self._part)
         if self._baseline is not None:
-            scores = (scores - self._baseline) / (1 - self._baseline)
+            # With nothing to match all scores are exactly 0.0. Rescaled, they would fall below any real one.
+            nothing = (result.precision == 0) & (result.recall == 0)
+            scores = ((scores - self._baseline) / (1 - self._baseline)).masked_fill(nothing, 0.0)
         values: list[float] = scores.tolist()
         return values
 
@@ -182,19 +188,20 @@ def idf_weights(tokenizer: Tokenizer, texts: Sequence[str]) -> Tensor:
 
 
 class _Given:
-    """Weights by token id as they were given, and the weight of every other id."""
+    """Weights by token id as they were given, and the weight of every other id.
+
+    Raises:
+        InputError: There are none, an id is no integer, or a weight, that of the other ids included, is no
+            finite number of 0 or more in fp32.
+    """
 
     def __init__(self, weights: Mapping[int, float]) -> None:
-        self.by_id = {int(token): float(weight) for token, weight in weights.items()}
-        if not self.by_id or not all(0 <= weight < math.inf for weight in self.by_id.values()):
-            raise InputError(
-                "finite weights of 0 or more by token id as idf",
-                f"{len(self.by_id)} weights from {min(self.by_id.values(), default=None)} "
-                f"to {max(self.by_id.values(), default=None)}",
-                "Pass the reference texts themselves, and they are fitted.",
-            )
+        if not weights:
+            raise _bad_weights("0 weights")
+        self.by_id = {_token_id(token): _weight(weight, repr(token)) for token, weight in weights.items()}
         factory = weights.default_factory if isinstance(weights, defaultdict) else None
-        self.other = max(self.by_id.values()) if factory is None else float(factory())
+        heaviest = max(self.by_id.values())
+        self.other = heaviest if factory is None else _weight(factory(), "all others (default_factory)")
 
     def weights(self, vocab_size: int) -> Tensor:
         """Spread them over V ids: [V], fp32."""
@@ -211,6 +218,31 @@ class _Given:
 
     def __len__(self) -> int:
         return len(self.by_id)
+
+
+def _token_id(token: Any) -> int:
+    try:
+        return operator.index(token)
+    except TypeError:
+        raise _bad_weights(f"{describe(token)} as a token id") from None
+
+
+def _weight(weight: Any, of: str) -> float:
+    try:
+        number = math.nan if isinstance(weight, str | bytes) else float(weight)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not 0 <= number <= LARGEST_WEIGHT:
+        raise _bad_weights(f"{describe(weight)} for {of}")
+    return number
+
+
+def _bad_weights(received: str) -> InputError:
+    return InputError(
+        "finite weights of 0 or more by token id (an int) as idf",
+        received,
+        "Correct it, or pass the reference texts themselves, and weights are fitted.",
+    )
 
 
 class _Described:

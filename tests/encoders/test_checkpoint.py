@@ -234,7 +234,7 @@ def test_a_weight_that_is_no_finite_number_is_named(tiny_checkpoint, value):
 def test_pickled_weights_are_never_loaded(tiny_checkpoint):
     folder = tiny_checkpoint()
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    weights_refused(folder, "weights in safetensors", "pytorch_model.bin in", "safe_serialization=True")
+    weights_refused(folder, "weights in safetensors", "pytorch_model.bin in", "save_pretrained")
 
 
 def test_a_folder_without_weights_is_named(tiny_checkpoint):
@@ -280,3 +280,28 @@ def test_a_downloaded_encoder_is_read_at_the_revision_that_is_asked_for(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     assert load_checkpoint("someone/encoder").max_seq_length == 100
     assert load_checkpoint("someone/encoder", revision="old").max_seq_length == 101
+
+
+@pytest.mark.parametrize(
+    ("shards", "received"),
+    [([], "no safetensors"), (["1.safetensors", "2.safetensors"], r"2\.safetensors missing")],
+)
+def test_a_repository_whose_revision_has_no_safetensors_is_named_with_both_ways_out(
+    tiny_checkpoint, tmp_path, monkeypatch, shards, received
+):
+    constants = pytest.importorskip("huggingface_hub.constants")
+    stored = tmp_path / "hub" / "models--someone--encoder"
+    folder = stored / "snapshots" / ("0" * 40)
+    shutil.copytree(tiny_checkpoint(), folder)
+    (folder / "model.safetensors").unlink()
+    if shards:
+        (folder / shards[0]).touch()
+        index = {"weight_map": {f"tensor {number}": shard for number, shard in enumerate(shards)}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (stored / "refs").mkdir()
+    (stored / "refs" / "main").write_text(folder.name)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    received = f"^{received} in the repository 'someone/encoder' at this revision$"
+    weights_refused(
+        "someone/encoder", "weights in safetensors", received, 'revision=.*"refs/pr/N".*save_pretrained'
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from functools import partial
 
@@ -20,7 +19,7 @@ from fastreward.errors import (
     UnsupportedArchitectureError,
 )
 from fastreward.ops.linear import Linear
-from fastreward.ops.scaled_linear import ScaledLinear
+from fastreward.ops.scaled_linear import ScaledLinear, scaled_linear_available
 from fastreward.packing import pack
 from fastreward.scorer import Scorer
 from fastreward.tokenization import Tokenizer
@@ -75,12 +74,6 @@ def ragged_ids(lengths=LENGTHS):
 
 def encoder_of(folder, device=CPU, dtype=torch.float32, **options):
     return PackedEncoder(load_checkpoint(folder), device, dtype, **options)
-
-
-def edit_config(folder, **changes):
-    path = folder / "config.json"
-    entries = {**json.loads(path.read_text()), **changes}
-    path.write_text(json.dumps({key: value for key, value in entries.items() if value is not ...}))
 
 
 @pytest.mark.parametrize("batch_invariant", [False, True])
@@ -304,27 +297,112 @@ def test_modernbert_s_older_configuration_says_the_same_as_the_newer_one(tmp_pat
     assert architecture_of(older, path).thetas == (160000.0, 10000.0, 10000.0, 160000.0)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"hidden_activation": "silu"},
-        {"num_hidden_layers": 0},
-        {"layer_types": ["full_attention"]},
-        {"layer_types": ["chunked_attention"] * 4},
-        {"rope_parameters": {"full_attention": {"rope_type": "yarn", "rope_theta": 1e4}}},
-    ],
-    ids=lambda change: next(iter(change)),
-)
+def rope(kind="full_attention", **entries):
+    return {"rope_parameters": {kind: {"rope_theta": 1e4, **entries}}}
+
+
+UNSUPPORTED = {
+    "activation": {"hidden_activation": "silu"},
+    "fewer kinds than layers": {"layer_types": ["full_attention"]},
+    "no kind": {"layer_types": []},
+    "another kind": {"layer_types": ["chunked_attention"] * 4},
+    "scaling, which is merged into both kinds": {"rope_scaling": {"type": "yarn", "factor": 4.0}},
+    "global angles": rope(rope_type="yarn"),
+    "local angles": rope("sliding_attention", rope_type="linear"),
+    "angles by their older name": rope(type="yarn"),
+    "angles that stretch": rope(factor=4.0),
+    "angles of a third kind": rope("chunked_attention"),
+    "one type of angles for all": {"rope_parameters": {"rope_type": "yarn", "rope_theta": None}},
+    "one base for all": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+}
+
+
+@pytest.mark.parametrize("change", UNSUPPORTED.values(), ids=UNSUPPORTED)
 def test_what_modernbert_may_ask_for_and_this_encoder_does_not_do_is_named(tmp_path, change):
+    ((key, value),) = change.items()
     path = tmp_path / "config.json"
-    with pytest.raises(UnsupportedArchitectureError, match=rf"{next(iter(change))} of .*Choose another"):
+    with pytest.raises(UnsupportedArchitectureError) as caught:
         architecture_of({**MODERNBERT, **change}, path)
+    expected, received, remedy = caught.value.args
+    assert expected.startswith(f"{key} of ") and expected.endswith(f" in {path}")  # noqa: PT018
+    assert (received, remedy) == (repr(value), "Choose another encoder.")
 
 
-@pytest.mark.parametrize("key", ["norm_eps", "global_rope_theta", "local_attention"])
-def test_a_setting_that_is_no_number_is_named(tmp_path, key):
-    with pytest.raises(CheckpointError, match=rf"{key} as a number in .*got 'much'"):
-        architecture_of({**MODERNBERT, key: "much"}, tmp_path / "config.json")
+@pytest.mark.parametrize(
+    "rotary",
+    [
+        {},
+        {"full_attention": None, "sliding_attention": {}},
+        {"rope_type": "default", "rope_theta": None},
+        {"full_attention": {"rope_type": "default"}, "rope_theta": None},
+    ],
+    ids=str,
+)
+def test_rope_parameters_that_ask_for_nothing_mean_the_defaults(tmp_path, rotary):
+    path = tmp_path / "config.json"
+    got = architecture_of({**MODERNBERT, "rope_parameters": rotary}, path)
+    assert got == architecture_of(MODERNBERT, path)
+    assert got.thetas == (160000.0, 10000.0, 10000.0, 160000.0)
+
+
+BERT = {**MODERNBERT, "model_type": "bert"}
+ROBERTA = {**MODERNBERT, "model_type": "roberta", "max_position_embeddings": 514}
+SIZES = ["hidden_size", "intermediate_size", "num_attention_heads", "vocab_size", "max_position_embeddings"]
+COUNT = "a whole number of 1 or more"
+OUT_OF_RANGE = [
+    *((config, key, value, COUNT) for config in (BERT, MODERNBERT) for key in SIZES for value in (0, -5)),
+    (BERT, "num_hidden_layers", -1, "a whole number of 0 or more"),
+    (BERT, "layer_norm_eps", -1e-12, "a positive number"),
+    (ROBERTA, "pad_token_id", -1, "a whole number of 0 or more"),
+    (ROBERTA, "max_position_embeddings", 2, "a whole number of 3 or more"),
+    (MODERNBERT, "num_hidden_layers", 0, COUNT),
+    (MODERNBERT, "num_hidden_layers", -1, COUNT),
+    (MODERNBERT, "global_attn_every_n_layers", 0, COUNT),
+    (MODERNBERT, "local_attention", 0, COUNT),
+    (MODERNBERT, "local_attention", -5, COUNT),
+    (MODERNBERT, "global_rope_theta", -1, "a positive number"),
+    (MODERNBERT, "local_rope_theta", 0, "a positive number"),
+    (MODERNBERT, "norm_eps", float("nan"), "a positive number"),
+    (MODERNBERT, "norm_eps", float("inf"), "a positive number"),
+]
+OF_ANOTHER_TYPE = [
+    *((MODERNBERT, key, value, COUNT) for key in SIZES for value in ("much", 1.5, True, None, [1])),
+    (MODERNBERT, "local_attention", "much", COUNT),
+    (MODERNBERT, "norm_eps", "much", "a positive number"),
+    (MODERNBERT, "global_rope_theta", "much", "a positive number"),
+    (MODERNBERT, "local_rope_theta", True, "a positive number"),
+    (MODERNBERT, "mlp_bias", "false", "true or false"),
+    (MODERNBERT, "layer_types", 3, "a list of strings"),
+    (MODERNBERT, "layer_types", "full_attention", "a list of strings"),
+    (MODERNBERT, "layer_types", [["full_attention"]] * 4, "a list of strings"),
+    (MODERNBERT, "rope_parameters", "default", "an object"),
+    (MODERNBERT, "rope_parameters", [], "an object"),
+]
+
+
+def assert_refused(config, path, expected, received):
+    with pytest.raises(CheckpointError) as caught:
+        architecture_of(config, path)
+    assert caught.value.args == (f"{expected} in {path}", repr(received), "Download or save the file again.")
+
+
+@pytest.mark.parametrize(
+    ("config", "key", "value", "expected"),
+    OUT_OF_RANGE + OF_ANOTHER_TYPE,
+    ids=[f"{config['model_type']} {key} {value}" for config, key, value, _ in OUT_OF_RANGE + OF_ANOTHER_TYPE],
+)
+def test_a_setting_that_is_not_what_it_should_be_is_named(tmp_path, config, key, value, expected):
+    assert_refused({**config, key: value}, tmp_path / "config.json", f"{key} as {expected}", value)
+
+
+@pytest.mark.parametrize("kind", ["full_attention", "sliding_attention"])
+def test_angles_that_are_not_what_they_should_be_are_named(tmp_path, kind):
+    path = tmp_path / "config.json"
+    config = {**MODERNBERT, "rope_parameters": {kind: "default"}}
+    assert_refused(config, path, f"{kind} as an object", "default")
+    for theta in ("much", 0, -1e4, True, float("inf")):
+        config = {**MODERNBERT, **rope(kind, rope_theta=theta)}
+        assert_refused(config, path, "rope_theta as a positive number", theta)
 
 
 # From texts
@@ -391,6 +469,16 @@ def test_scores_are_those_of_sentence_transformers(tiny_checkpoint, family, pool
 # 8 bits
 
 
+def spearman(first, second):
+    ranks = torch.stack([values.argsort().argsort() for values in (first, second)])
+    return torch.corrcoef(ranks.double())[0, 1].item()
+
+
+def pairwise_cosines(vectors):
+    first, second = torch.triu_indices(len(vectors), len(vectors), offset=1)
+    return (vectors[first] * vectors[second]).sum(dim=1)
+
+
 def test_eight_bit_products_keep_the_order_of_scores(minilm_folder, varied_texts, monkeypatch):
     """By the definition of `ScaledLinear` in PyTorch; MiniLM is narrower than what it is made for."""
     from fastreward.encoders import packed, weights
@@ -401,9 +489,29 @@ def test_eight_bit_products_keep_the_order_of_scores(minilm_folder, varied_texts
     monkeypatch.setattr(packed, "scaled_linear_available", lambda device, width: None)
     monkeypatch.setattr(weights, "ScaledLinear", partial(ScaledLinear, backend="torch"))
     rounded = encoder_of(minilm_folder, dtype=torch.float8_e4m3fn).embed(pack(texts, CPU))
-    first, second = torch.triu_indices(len(texts), len(texts), offset=1)
-    expected, got = ((vectors[first] * vectors[second]).sum(dim=1) for vectors in (exact, rounded))
-    ranks = torch.stack([values.argsort().argsort() for values in (expected, got)])
-    assert torch.corrcoef(ranks.double())[0, 1] >= 0.995
+    expected, got = pairwise_cosines(exact), pairwise_cosines(rounded)
+    assert spearman(expected, got) >= 0.995
     assert (expected - got).abs().max() <= 0.1
+    assert not torch.equal(expected, got)
+
+
+@pytest.mark.skipif(
+    scaled_linear_available(torch.device("cuda" if torch.cuda.is_available() else "cpu"), 768) is not None,
+    reason="needs an NVIDIA GPU of compute capability 8.9 or more",
+)
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("width", [768, 1024])
+def test_eight_bit_tensor_cores_keep_the_order_of_scores(tiny_checkpoint, width, pooling):
+    """At the widths of bge-base and bge-m3. By the definition in PyTorch rho is 0.998 or more."""
+    folder = tiny_checkpoint(hidden_size=width, intermediate_size=4 * width, num_attention_heads=width // 64)
+    cuda = torch.device("cuda", torch.cuda.current_device())
+    batch = pack(ragged_ids(list(range(1, 41))), cuda)
+    exact = encoder_of(folder, cuda, pooling=pooling).embed(batch)
+    encoder = encoder_of(folder, cuda, torch.float8_e4m3fn, pooling=pooling)
+    rounded = encoder.embed(batch)
+    assert {type(layer.up) for layer in encoder._layers} == {ScaledLinear}
+    assert (encoder.dtype, encoder.hidden(batch).dtype) == (torch.bfloat16, torch.bfloat16)
+    expected, got = pairwise_cosines(exact).cpu(), pairwise_cosines(rounded).cpu()
+    assert spearman(expected, got) >= 0.995
+    assert (expected - got).abs().max() <= 0.05
     assert not torch.equal(expected, got)

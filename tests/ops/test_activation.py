@@ -60,19 +60,6 @@ TARGETS_AND_DTYPES = [
 BOTH = [pytest.param(False, id="gelu"), pytest.param(True, id="geglu")]
 
 
-@pytest.fixture
-def poisoned_memory():
-    """Uninitialised memory holds NaN, so that what an op forgets to write is seen."""
-    before = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    assert torch.empty(1).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-
-
 class Case:
     """Random input and bias of one shape, F output columns; and what fp64 makes of them."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import sys
 from functools import partial
+from itertools import accumulate
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from fastreward.backends import triton_interpreted
 from fastreward.errors import BackendUnavailableError, InputError
+from fastreward.ops import attention_backends
 from fastreward.ops.attention import (
     ATTENTION_BACKENDS,
     attention_availability,
@@ -89,19 +91,6 @@ LENGTHS = [
     pytest.param((387, 0, 2), id="long-and-short"),
 ]
 WINDOWS = [None, 1, 3, 64]
-
-
-@pytest.fixture
-def poisoned_memory():
-    """Uninitialised memory holds NaN, so that what an op forgets to write is seen."""
-    before = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    assert torch.empty(1).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 class Case:
@@ -566,7 +555,10 @@ BAD_LAYOUT = {
     "int64 offsets": ({"cu_seqlens": torch.tensor([0, 2, 5])}, "int32"),
     "an offset too few": ({"cu_seqlens": torch.tensor([0, 5], dtype=torch.int32)}, r"cu_seqlens \[3\]"),
     "offsets from 1": ({"cu_seqlens": torch.tensor([1, 3, 6], dtype=torch.int32)}, "begin at 0"),
-    "other lengths": ({"lengths": [3, 2]}, "differences of cu_seqlens"),
+    "other lengths": (
+        {"lengths": [3, 2]},
+        r"differences of cu_seqlens, from text 0 on \[2, 3\], got \[3, 2\]",
+    ),
     "negative length": ({"lengths": [7, -2]}, "0 or more"),
 }
 
@@ -582,6 +574,26 @@ def test_a_layout_that_does_not_fit_is_named_with_what_was_expected(name):
     change, message = BAD_LAYOUT[name]
     with pytest.raises(InputError, match=message):
         attention_layout(**{**arguments, **change})
+
+
+def test_of_many_lengths_16_are_shown_from_the_first_wrong_one_on():
+    lengths = [*range(40)]
+    cu_seqlens = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+    attention_layout(cu_seqlens, lengths, backend="sdpa")
+    lengths[20], lengths[21] = lengths[21], lengths[20]
+    with pytest.raises(InputError) as error:
+        attention_layout(cu_seqlens, lengths, backend="sdpa")
+    assert str([*range(20, 36)]) in error.value.expected
+    assert "from text 20 on" in error.value.expected
+    assert error.value.received == str(lengths[20:36])
+
+
+def test_varlen_without_windows_names_back_ends_that_have_them(monkeypatch):
+    monkeypatch.setattr(attention_backends, "_varlen_parameters", frozenset)
+    offsets = attention_backends.Offsets(torch.tensor([0, 2]), torch.tensor([0, 2]), 2, 2)
+    qkv = [torch.ones(2, 1, 16)] * 3
+    with pytest.raises(BackendUnavailableError, match="Pass attention='sdpa' or 'triton'"):
+        attention_backends.varlen_attention(*qkv, offsets, 1, batch_invariant=False)
 
 
 @pytest.mark.skipif(("triton", "cpu") not in targets(), reason="only in the interpreter")

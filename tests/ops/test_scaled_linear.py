@@ -61,19 +61,6 @@ TARGETS_AND_DTYPES = [
 ]
 
 
-@pytest.fixture
-def poisoned_memory():
-    """Uninitialised memory holds NaN, so that what an op forgets to write is seen."""
-    before = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    assert torch.empty(1).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-
-
 def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
 
@@ -268,15 +255,13 @@ def test_of_gelu_rounds_gelu_of_the_input(backend):
 
 
 @pytest.mark.parametrize("backend", LAYER_BACKENDS)
-def test_activation_and_residual_follow_the_product(backend):
+def test_the_activations_follow_the_product(backend):
     case = Layer(5, 64, 32, torch.float32)
     layer = ScaledLinear(case.weight, case.bias, backend=backend)
     product, _ = case.product(rounded=True)
     exact = 0.5 * product * torch.special.erfc(-product / 2**0.5)
     assert (layer.gelu(case.x) - exact).abs().max() < 1e-5
     assert (layer.geglu(case.x) - exact[:, :16] * product[:, 16:]).abs().max() < 1e-5
-    residual = random(5, 32)
-    assert (layer.add(case.x, residual) - product - residual).abs().max() < 1e-5
 
 
 def test_rounding_to_8_bits_costs_a_few_per_cent_of_a_product():

@@ -171,6 +171,19 @@ def test_a_rescaled_score_is_1_for_the_same_text_and_0_at_the_baseline(scorer):
     assert rescaled[3] == pytest.approx(1.0, abs=FP32_ROUNDING)
 
 
+@pytest.mark.parametrize("baseline", [0.85, -1.0])
+@pytest.mark.parametrize(("part", "column"), PARTS)
+def test_a_pair_with_nothing_to_match_keeps_0_beside_a_baseline(scorer, part, column, baseline):
+    blank = "\u200b"  # some text, but no token
+    pairs = {"completions": [blank, HEART, "glucose", "boom"], "reference": [HEART, blank, "boom", "glucose"]}
+    weights = defaultdict(lambda: 1.0, {scorer.tokenizer(["boom"])[0][1]: 0.0})
+    got = BERTScoreReward(scorer, score=part, idf=weights, rescale_baseline=baseline)(**pairs)
+    assert got == [0.0] * 4
+    real = BERTScoreReward(scorer, score=part, rescale_baseline=baseline)(**pairs)
+    plain = getattr(scorer.maxsim(["glucose"], ["boom"]), part).item()
+    assert real[2] == pytest.approx((plain - baseline) / (1 - baseline), abs=1e-5)
+
+
 def test_special_tokens_do_not_count_but_can_be_matched(scorer, monkeypatch):
     plain = scorer.maxsim([COMPLETIONS[2]], [HEART])
     empty = scorer.maxsim(["", HEART], [HEART, ""])
@@ -209,6 +222,20 @@ def test_however_little_is_matched_at_once_scores_are_the_same_and_each_text_is_
     for part, _ in PARTS:
         torch.testing.assert_close(getattr(result, part), getattr(expected, part), atol=2e-6, rtol=0)
     assert (scorer.stats - before).encoded_texts == len({*completions, *references})
+
+
+def test_a_text_that_many_parts_need_is_copied_once(scorer, monkeypatch):
+    monkeypatch.setitem(matching.CHARS_AT_ONCE, "cpu", 1)
+    seen, match_part = [], matching._match_part
+
+    def spy(part, known):
+        seen.append(known[HEART].states)
+        return match_part(part, known)
+
+    monkeypatch.setattr(matching, "_match_part", spy)
+    scorer.maxsim(["glucose", "boom", "query", "energy"], [HEART] * 4)
+    assert len({states.data_ptr() for states in seen[1:]}) == 1
+    assert seen[1].untyped_storage().nbytes() == seen[1].nbytes < seen[0].untyped_storage().nbytes()
 
 
 def test_pairs_are_split_where_the_texts_that_are_held_come_to_the_bound():
@@ -259,10 +286,18 @@ def test_nothing_gives_nothing(scorer):
 
 @pytest.mark.parametrize(
     ("weights", "message"),
-    [(torch.ones(3), r"token_weights \[\d+\]"), (-1.0, "0 or more"), (float("nan"), "0 or more")],
+    [
+        (torch.ones(3), r"token_weights \[\d+\].*got float32 \[3\]"),
+        ([1.0, 1.0], r"token_weights \[\d+\].*got a list\. Pass a tensor"),
+        (1, "floating dtype.*got int64"),
+        (True, "floating dtype.*got bool"),
+        (-1.0, "finite token_weights of 0 or more, got -1.0 for the token id 0"),
+        (float("nan"), "finite token_weights of 0 or more, got nan"),
+        (float("inf"), "finite token_weights of 0 or more, got inf"),
+    ],
 )
 def test_token_weights_that_do_not_fit_are_refused(scorer, weights, message):
-    if isinstance(weights, float):
+    if isinstance(weights, int | float):
         weights = torch.full((scorer.tokenizer.vocab_size,), weights)
     with pytest.raises(InputError, match=message):
         scorer.maxsim([HEART], [HEART], token_weights=weights)
@@ -393,6 +428,17 @@ def test_the_repr_shows_the_configuration():
         ({"idf": {}}, "0 weights"),
         ({"idf": {5: -1.0}}, "0 or more"),
         ({"idf": {5: float("nan")}}, "finite"),
+        ({"idf": {5: float("inf")}}, "finite.* got float inf for 5"),
+        ({"idf": {5: 1e300}}, r"finite.* got float 1e\+300"),
+        ({"idf": {5: 10**400}}, "finite.* got int 1000"),
+        ({"idf": {5: None}}, "finite.* got NoneType None for 5"),
+        ({"idf": {5: "1.0"}}, "finite.* got str '1.0' for 5"),
+        ({"idf": {"a": 1.0}}, r"by token id \(an int\).* got str 'a' as a token id"),
+        ({"idf": {5.5: 1.0}}, "got float 5.5 as a token id"),
+        ({"idf": defaultdict(lambda: float("inf"), {5: 1.0})}, "got float inf for all others"),
+        ({"idf": defaultdict(lambda: float("nan"), {5: 1.0})}, "got float nan for all others"),
+        ({"idf": defaultdict(lambda: -1, {5: 1.0})}, "got int -1 for all others"),
+        ({"idf": defaultdict(list, {5: 1.0})}, r"got list \[\] for all others"),
         ({"rescale_baseline": 1.0}, "below 1"),
         ({"rescale_baseline": float("nan")}, "below 1"),
         ({"rescale_baseline": "en"}, "below 1"),

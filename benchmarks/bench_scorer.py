@@ -14,7 +14,6 @@ import argparse
 import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -28,10 +27,11 @@ from torch import Tensor
 # The repository, which is not on the path of a script in a folder below it, nor of pytest run by its name.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.comparison import Bounds, Measured, Pair, Row, new_table, why_not
 from benchmarks.measure import (
+    CPU,
     GateError,
     Prepare,
-    Ratio,
     Timing,
     WallClock,
     encoder_flops,
@@ -46,49 +46,10 @@ from benchmarks.measure import (
 from benchmarks.peers import SentenceTransformersPeer
 from benchmarks.shapes import explanation_batch
 from fastreward import Scorer, SemanticReward
-from fastreward.backends import native_bf16
 from fastreward.encoders.checkpoint import DEFAULT_ENCODER, load_checkpoint
-
-CPU: Final = torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """How far scores may be from sentence-transformers' in fp32, and vectors likewise."""
-
-    max_error: float
-    rms_error: float
-
 
 OURS: Final = {torch.float32: Bounds(1e-5, 1e-5), torch.bfloat16: Bounds(2e-2, 3e-3)}
 PEER_IN_BF16: Final = Bounds(5e-2, 1e-2)  # it rounds the pooled vector to bf16 too; beyond this it is broken
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two variants: the one that should be faster, first, and the one that it is compared with."""
-
-    fast: tuple[str, Prepare]
-    slow: tuple[str, Prepare]
-    encoded: tuple[str, ...]  # what the faster one has to encode
-
-
-@dataclass(frozen=True)
-class Row:
-    """One comparison; `asked` is what the ratio slow / fast has to be, as (sign, bound)."""
-
-    name: str
-    dtype: torch.dtype
-    pair: Callable[[Workbench, torch.dtype], Pair]
-    asked: tuple[str, float] | None = None
-
-    def verdict(self, ratio: float, rounds: int) -> str:
-        """The bound, and whether it is met; fewer than five rounds judge nothing."""
-        if self.asked is None or rounds < 5:
-            return ""
-        sign, bound = self.asked
-        met = ratio >= bound if sign == "≥" else ratio <= bound
-        return f"{sign} {bound} {'met' if met else 'MISSED'}"
 
 
 @functools.cache
@@ -171,7 +132,7 @@ def both_sides(bench: Workbench, dtype: torch.dtype) -> Pair:
     theirs = partial(peer(dtype).score, bench.completions, bench.references)
     return Pair(
         fast=("SemanticReward", from_a_cold_cache),
-        slow=("sentence-transformers, both sides", repeated(theirs)),
+        slow={"sentence-transformers, both sides": repeated(theirs)},
         encoded=tuple(dict.fromkeys((*bench.completions, *bench.references))),
     )
 
@@ -180,7 +141,7 @@ def completions_alone(bench: Workbench, dtype: torch.dtype) -> Pair:
     """Vectors of the completions: no reference, nothing that occurs twice, the encoder alone."""
     return Pair(
         fast=("Scorer.embed", repeated(partial(scorer(dtype).embed, bench.completions))),
-        slow=("sentence-transformers", repeated(partial(peer(dtype).embed, bench.completions))),
+        slow={"sentence-transformers": repeated(partial(peer(dtype).embed, bench.completions))},
         encoded=tuple(bench.completions),
     )
 
@@ -191,7 +152,7 @@ def batch_invariance(bench: Workbench, dtype: torch.dtype) -> Pair:
     plain = scorer(dtype)
     return Pair(
         fast=("Scorer.score", repeated(partial(plain.score, bench.completions, bench.references))),
-        slow=("batch_invariant=True", repeated(partial(fixed.score, bench.completions, bench.references))),
+        slow={"batch_invariant=True": repeated(partial(fixed.score, bench.completions, bench.references))},
         encoded=tuple(bench.completions),
     )
 
@@ -209,62 +170,6 @@ ROWS: Final = {
 }
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What one row came to."""
-
-    row: Row
-    names: tuple[str, str]
-    fast: Timing
-    slow: Timing
-    texts: int
-    tokens: int
-    flops: float
-    ceiling: float
-
-    @property
-    def ratio(self) -> Ratio:
-        """slow / fast."""
-        return Ratio(slow=self.slow, fast=self.fast)
-
-    @property
-    def percent_of_ceiling(self) -> float:
-        """The faster variant's matrix products, against the rate measured beside it."""
-        return 100.0 * self.flops / self.fast.p50 / self.ceiling
-
-    def as_json(self) -> dict[str, Any]:
-        """The row as it is written."""
-        return {
-            "name": self.row.name,
-            "dtype": str(self.row.dtype).removeprefix("torch."),
-            "fast": {"variant": self.names[0], **self.fast.as_json()},
-            "slow": {"variant": self.names[1], **self.slow.as_json()},
-            "ratio": self.ratio.as_json(),
-            "asked": None if self.row.asked is None else " ".join(map(str, self.row.asked)),
-            "texts_per_s": self.texts / self.fast.p50,
-            "tokens_per_s": self.tokens / self.fast.p50,
-            "tokens_encoded": self.tokens,
-            "gflop_per_s": self.flops / self.fast.p50 / 1e9,
-            "ceiling_gflop_per_s": self.ceiling / 1e9,
-            "percent_of_ceiling": self.percent_of_ceiling,
-        }
-
-    def cells(self) -> list[str]:
-        """The row as it is shown."""
-        ratio = self.ratio
-        return [
-            self.row.name,
-            *(
-                f"{name}: {t.p50:.2f} ({t.p20:.2f} – {t.p80:.2f})"
-                for name, t in zip(self.names, (self.fast, self.slow), strict=True)
-            ),
-            f"{ratio.of_medians:.2f} ({ratio.quantile(0.2):.2f} – {ratio.quantile(0.8):.2f})",
-            self.row.verdict(ratio.of_medians, len(self.fast.seconds)),
-            f"{self.texts / self.fast.p50:,.0f}",
-            f"{self.percent_of_ceiling:.0f} %",
-        ]
-
-
 def compare(
     row: Row, bench: Workbench, time: Callable[[Mapping[str, Prepare]], Mapping[str, Timing]]
 ) -> Measured:
@@ -277,25 +182,16 @@ def compare(
     pair = row.pair(bench, row.dtype)
     lengths = token_counts(pair.encoded)
     ceiling = matrix_product_rate(row.dtype)
-    timings = time(dict((pair.fast, pair.slow)))
     config = load_checkpoint(DEFAULT_ENCODER).config
     return Measured(
         row=row,
-        names=(pair.fast[0], pair.slow[0]),
-        fast=timings[pair.fast[0]],
-        slow=timings[pair.slow[0]],
+        fast=pair.fast[0],
+        timings=time(pair.variants),
         texts=len(bench.completions),
         tokens=sum(lengths),
         flops=encoder_flops(lengths, config),
         ceiling=ceiling,
     )
-
-
-def why_not(row: Row) -> str | None:
-    """Why a row means nothing on this machine, or None."""
-    if row.dtype == torch.bfloat16 and not native_bf16(CPU):
-        return "this CPU does not multiply bf16 in hardware"
-    return None
 
 
 def work_saved(bench: Workbench) -> str:
@@ -309,17 +205,10 @@ def work_saved(bench: Workbench) -> str:
     )
 
 
-def new_table(bench: Workbench) -> Table:
-    """A table for the rows of `Measured.cells`."""
+def table_of(bench: Workbench) -> Table:
+    """A table that says how much work is left."""
     threads = torch.get_num_threads()
-    table = Table(
-        title=f"{work_saved(bench)}\n{threads} threads; seconds, p50 (p20 – p80) of rounds in turns"
-    )
-    for name in ("row", "variant: seconds", "compared with: seconds"):
-        table.add_column(name)
-    for name in ("ratio (p20 – p80)", "asked", "texts/s", "of product rate"):
-        table.add_column(name, justify="right")
-    return table
+    return new_table(f"{work_saved(bench)}\n{threads} threads; seconds, p50 (p20 – p80) of rounds in turns")
 
 
 # --------------------------------------------------------------------------- under pytest-benchmark
@@ -332,7 +221,7 @@ def bench(quick: bool) -> Workbench:
 
 @pytest.fixture(scope="module")
 def table(bench: Workbench, show: Callable[[Table], None]) -> Table:
-    table = new_table(bench)
+    table = table_of(bench)
     show(table)
     return table
 
@@ -371,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     source = provenance(CPU)
     console.print(f"{source['device']}, torch {torch.__version__}, commit {source['commit']}")
     results = []
-    table = new_table(bench)
+    table = table_of(bench)
     for row in (ROWS[name] for name in options.only or ROWS):
         if reason := why_not(row):
             console.print(f"{row.name}: left out, {reason}")

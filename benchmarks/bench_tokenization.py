@@ -33,7 +33,6 @@ from typing import Any, Final
 
 import pytest
 import tokenizers
-import torch
 from rich.table import Table
 from tokenizers import normalizers
 
@@ -41,6 +40,7 @@ from tokenizers import normalizers
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.measure import (
+    CPU,
     GateError,
     Prepare,
     Ratio,
@@ -58,7 +58,6 @@ from fastreward.encoders.checkpoint import DEFAULT_ENCODER, load_checkpoint
 from fastreward.separation import WHITESPACE
 from fastreward.word_cache import WordCache, encode_batch
 
-CPU: Final = torch.device("cpu")
 OURS: Final = "word cache"
 PEER: Final = "tokenizers"
 

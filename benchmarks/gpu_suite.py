@@ -4,7 +4,7 @@ It finds the workloads of all `bench_<op>.py`. Each is first held against fp64 a
 own clock, from a cold L2 cache, its variants taking turns with the ceiling: a copy within the memory for an
 op that moves bytes, the best matrix product for one that multiplies. A workload that is wrong, raises or
 cannot run here is a row that says so; the others are still measured, and at the end the run fails if ours
-was wrong. How and why: NOTES.md. It needs no network.
+was wrong, or slower than asked (`Workload.asked_percent`). How and why: NOTES.md. It needs no network.
 """
 
 from __future__ import annotations
@@ -202,7 +202,14 @@ def _measure(workload: Workload, plan: Plan, outcome: Outcome) -> None:
     outcome.described[workload.name] = dict(case.describe)
     found = checked(case, leave_out=plan.leave_out)
     ceiling = None if workload.latency else (workload.ceiling, plan.ceilings[workload.bound])
-    outcome.rows += measured_rows(workload.name, case, found, plan.clocks(workload), plan.time, ceiling)
+    asked = None if plan.dry_run else workload.asked_percent
+    rows = measured_rows(workload.name, case, found, plan.clocks(workload), plan.time, ceiling, asked)
+    outcome.rows += rows
+    outcome.failures += [
+        f"{row.workload}: {row.percent_of_ceiling:.1f} of {row.asked_percent:g} % of the {workload.ceiling}"
+        for row in rows
+        if row.met is False
+    ]
 
 
 def check_fidelity(wanted: Fidelity, plan: Plan, encoder: Path | None, outcome: Outcome) -> None:

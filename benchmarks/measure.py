@@ -29,6 +29,7 @@ from torch import Tensor
 import fastreward
 from fastreward.ops.linear import Linear
 
+CPU: Final = torch.device("cpu")
 ROOT: Final = Path(__file__).resolve().parents[1]
 
 Run = Callable[[], object]
@@ -331,9 +332,7 @@ def matrix_product_rate(dtype: torch.dtype, hidden_size: int = 384, intermediate
     with torch.inference_mode():
         linear = Linear(torch.randn(f, d).to(dtype), torch.zeros(f, dtype=dtype))
         x = torch.randn(tokens, d).to(dtype)
-        timing = interleaved(
-            {"": repeated(partial(linear, x))}, WallClock(torch.device("cpu")), rounds=40, warmups=5
-        )[""]
+        timing = interleaved({"": repeated(partial(linear, x))}, WallClock(CPU), rounds=40, warmups=5)[""]
     return 2.0 * tokens * d * f / timing.p50
 
 

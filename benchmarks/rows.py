@@ -28,6 +28,7 @@ class Row:
         percent_of_ceiling: Bytes a second of those of the copy, or operations a second of those of the best
             matrix product.
         slower_than_ours: How many times as long as ours, of the medians.
+        asked_percent: What `percent_of_ceiling` must be at least; None asks nothing.
         error: Why it was not timed.
     """
 
@@ -40,11 +41,19 @@ class Row:
     tokens: int = 0
     percent_of_ceiling: float | None = None
     slower_than_ours: Ratio | None = None
+    asked_percent: float | None = None
     error: str | None = None
 
     def per_second(self, amount: int) -> float | None:
         """An amount a second, at the median."""
         return None if self.timing is None or not amount else amount / self.timing.p50
+
+    @property
+    def met(self) -> bool | None:
+        """Whether it reaches what is asked, NaN never; None where nothing is asked or nothing was timed."""
+        if self.asked_percent is None or self.percent_of_ceiling is None:
+            return None
+        return self.percent_of_ceiling >= self.asked_percent
 
     def as_json(self) -> dict[str, Any]:
         """The row as it is written."""
@@ -64,6 +73,8 @@ class Row:
             "tflop_per_s": tflop_per_s,
             "tokens_per_s": self.per_second(self.tokens),
             "percent_of_ceiling": self.percent_of_ceiling,
+            "asked_percent": self.asked_percent,
+            "met": self.met,
             "slower_than_ours": None if ratio is None else ratio.as_json(),
             "error": self.error,
         }
@@ -82,6 +93,7 @@ class Row:
             _shown(self.per_second(self.flops), 1e-12),
             _shown(self.per_second(self.tokens), 1e-6),
             "" if self.percent_of_ceiling is None else f"{self.percent_of_ceiling:.0f} %",
+            "" if self.met is None else f"≥ {self.asked_percent:g} % {'met' if self.met else 'MISSED'}",
             "" if ratio is None else f"{ratio.of_medians:.2f}",
             "" if ratio is None else f"{ratio.quantile(0.2):.2f} – {ratio.quantile(0.8):.2f}",
         ]
@@ -89,7 +101,7 @@ class Row:
 
 COLUMNS: Final = (
     *("workload", "variant", "clock", "p50 µs", "p20", "p80", "GB/s", "TFLOP/s", "M tokens/s"),
-    *("of ceiling", "× ours", "(p20 – p80)"),
+    *("of ceiling", "asked", "× ours", "(p20 – p80)"),
 )
 
 
@@ -116,6 +128,7 @@ def measured_rows(
     clocks: Mapping[str, Clock],
     time: Callable[[Mapping[str, Run], Clock], Mapping[str, Timing]],
     ceiling: tuple[str, Ceiling] | None,
+    asked_percent: float | None = None,
 ) -> list[Row]:
     """Time the variants that are right, with the ceiling among them, and list the others.
 
@@ -126,6 +139,7 @@ def measured_rows(
         clocks: By name; all variants are timed by each.
         time: Times all in turns by one clock. Ours is the first.
         ceiling: Its name, and what runs; None for latency, where nothing is a ceiling.
+        asked_percent: What ours must reach of it; None asks nothing.
     """
     runs: dict[str, Run] = {case.ours: found.usable[case.ours], **found.usable}
     if ceiling is not None:
@@ -138,6 +152,8 @@ def measured_rows(
             row = Row(name, variant, clock_name, timing, case.moved_bytes, case.flops, case.tokens)
             if ceiling is not None:
                 row = _against(row, *ceiling, timings[ceiling[0]])
+            if variant == case.ours:
+                row = replace(row, asked_percent=asked_percent)
             if ceiling is None or variant != ceiling[0]:
                 row = replace(row, slower_than_ours=Ratio(slow=timing, fast=ours))
             rows.append(row)

@@ -112,6 +112,7 @@ class Workload:
             tokens; shrunk, a tiny relative with which every step runs in a moment (`PackedShape.sized`).
         latency: So little work that what counts is how soon it is done: timed on the GPU and by the
             caller's clock, and held against no ceiling.
+        asked_percent: What ours must reach of the ceiling on a GPU, in per cent; None asks nothing.
     """
 
     op: str
@@ -119,6 +120,7 @@ class Workload:
     bound: Literal["memory", "compute"]
     draw: Callable[[torch.device, torch.dtype, bool], Case]
     latency: bool = False
+    asked_percent: float | None = None
 
     @property
     def ceiling(self) -> str:

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -170,8 +171,9 @@ def toy(gpu_suite: ModuleType, describing: ModuleType) -> Callable[..., Any]:
                 **settings,
             }
             bound = "compute" if arguments["flops"] else "memory"
+            asked = arguments.pop("asked_percent", None)
             draw = lambda device, dtype, shrunk, given=arguments: describing.Case(**given)  # noqa: E731
-            workloads.append(describing.Workload("toy", name, bound, draw))
+            workloads.append(describing.Workload("toy", name, bound, draw, asked_percent=asked))
         return gpu_suite.Suite(tuple(workloads), fidelity, {}, broken or {})
 
     return made
@@ -310,6 +312,89 @@ def test_an_op_that_multiplies_is_held_against_a_matrix_product(
     assert results["workloads"]["toy-only"] == {"num_tokens": 500}
 
 
+@pytest.mark.parametrize(("asked", "status"), [(1e-9, 0), (1e9, 1), (math.nan, 1)])
+def test_a_share_of_the_ceiling_that_is_asked_for_and_missed_fails_the_run(
+    asked: float,
+    status: int,
+    gpu_suite: ModuleType,
+    toy: Callable[..., Any],
+    measured: Callable[..., tuple[int, dict[str, Any]]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    plan = gpu_suite.Plan(CPU, 3, 1, 2**20, 64, quick=False, dry_run=False, minutes=8.0)
+    suite = toy(only={"asked_percent": asked})
+    assert measured(suite)[0] == 0  # in a dry run times mean nothing
+    monkeypatch.setattr(gpu_suite, "plan_of", lambda options: plan)
+    capsys.readouterr()
+    found, results = measured(suite)
+    assert found == status
+    rows = rows_of(results, "toy-only")
+    assert {name: row["met"] for name, row in rows.items()} == {
+        **{"fastreward": status == 0, "eager": None, "compiled": None, "copy": None}
+    }
+    assert rows["fastreward"]["asked_percent"] == pytest.approx(asked, nan_ok=True)
+    assert len(results["failures"]) == status
+    assert all(line.startswith("toy-only: ") and "of the copy" in line for line in results["failures"])
+    assert ("MISSED" in capsys.readouterr().out) == (status == 1)
+
+
+def test_pooled_cosine_is_asked_to_reach_its_share_of_a_copy(gpu_suite: ModuleType) -> None:
+    asked = {w.name: w.asked_percent for w in gpu_suite.found_suite().workloads if w.op == "pooled_cosine"}
+    shares = {f"pooled_cosine-{name}": 85.0 for name in ("d384", "d384-ln", "d768", "d768-ln")}
+    assert asked == {**shares, "pooled_cosine-short": None, "pooled_cosine-short-ln": None}
+
+
+# --------------------------------------------------------------------------- what the files hold
+
+
+def documented(heading: str) -> set[str]:
+    """Names in the first column of the tables below a heading of results/README.md."""
+    text = (ROOT / "benchmarks" / "results" / "README.md").read_text(encoding="utf-8")
+    (section,) = (part for part in text.split("\n## ") if part.splitlines()[0] == heading)
+    cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    return {name for cell in cells for name in re.findall("`([^`]+)`", cell)}
+
+
+def test_the_fields_of_a_result_are_those_that_are_documented(
+    measuring: ModuleType, describing: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, comparison, tokenization, fidelity = (
+        importlib.import_module(f"benchmarks.{name}")
+        for name in ("rows", "comparison", "bench_tokenization", "fidelity")
+    )
+    timing = measuring.Timing((1.0, 2.0))
+    ratio = measuring.Ratio(slow=timing, fast=timing).as_json()
+    assert documented("Times") == {*timing.as_json(), *ratio}
+    row = rows.Row("op", "fastreward", timing=timing)
+    assert documented("A row of `gpu_suite`") == set(row.as_json()) - set(timing.as_json())
+    finding = describing.Finding("toy", "Spearman", 1.0, 0.999)
+    assert documented("A finding of `gpu_suite`") == set(finding.as_json())
+    wanted = comparison.Row("toy", torch.float32, lambda: None)
+    timings = dict.fromkeys(("ours", "slow", "slower"), timing)
+    compared = comparison.Measured(wanted, "ours", timings, texts=1, tokens=1, flops=1.0, ceiling=1.0)
+    assert documented("A row of `bench_scorer` and of `bench_encoder`") == set(compared.as_json())
+    corpus = tokenization.Corpus("toy", (), ("a",))
+    tokenized = tokenization.Measured(tokenization.ROWS["cold"], corpus, 0.0, 1, timing, timing)
+    assert documented("A row of `bench_tokenization`") == set(tokenized.as_json())
+    monkeypatch.setattr(fidelity, "is_packaged", lambda encoder: False)
+    assert documented("A row of `fidelity`") == set(next(fidelity.cpu_rows(quick=True)))
+    assert {"suite", "settings", "rows", *measuring.provenance(CPU)} == documented("Fields of every file")
+
+
+def test_the_best_of_the_peers_is_compared_with(measuring: ModuleType) -> None:
+    comparison = importlib.import_module("benchmarks.comparison")
+    row = comparison.Row("toy", torch.float32, lambda: None)
+    seconds = {"slow": (3.0, 4.0, 9.0), "ours": (1.0, 2.0, 3.0), "less slow": (5.0, 3.0, 3.0)}
+    timings = {name: measuring.Timing(taken) for name, taken in seconds.items()}
+    measured = comparison.Measured(row, "ours", timings, texts=1, tokens=1, flops=1.0, ceiling=1.0)
+    written = measured.as_json()
+    assert (written["fast"]["variant"], written["slow"]["variant"]) == ("ours", "less slow")
+    assert [other["variant"] for other in written["slower_still"]] == ["slow"]
+    assert written["ratio"]["of_medians"] == pytest.approx(1.5)
+    assert "slow: 4.00" in measured.cells()[2]
+
+
 @pytest.mark.parametrize(
     ("arguments", "left_out"),
     [
@@ -397,7 +482,7 @@ def test_a_requirement_on_scores_that_is_missed_fails_the_run(
 
 def found_ops() -> list[str]:
     names = (path.stem.removeprefix("bench_") for path in (ROOT / "benchmarks").glob("bench_*.py"))
-    return sorted(set(names) - {"scorer", "tokenization"})
+    return sorted(set(names) - {"scorer", "tokenization", "overlap"})
 
 
 def test_workloads_have_names_of_their_own(gpu_suite: ModuleType) -> None:
@@ -622,6 +707,29 @@ def test_the_encoder_benchmark_runs_in_small(capsys: pytest.CaptureFixture[str],
     rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
     assert [row["name"] for row in rows] == ["xlm-r-fp32", "modernbert-fp32"]
     assert all(row["ratio"]["of_medians"] > 0 and row["tokens_per_s"] > 0 for row in rows)
+    for row in rows:
+        peers = [row["slow"], *row["slower_still"]]
+        assert {peer["variant"] for peer in peers} == {
+            f"Hugging Face, {budget} tokens" for budget in ("1,024", "2,048", "4,096", "8,192")
+        }
+        assert row["slow"]["p50_s"] == min(peer["p50_s"] for peer in peers)
+
+
+def test_eight_bits_by_definition_are_held_against_fp32_on_a_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("transformers")
+    fidelity = importlib.import_module("benchmarks.fidelity")
+    monkeypatch.setattr(fidelity, "is_packaged", lambda encoder: False)
+    assert fidelity.main(["--quick", "--out", str(tmp_path)]) == 0
+    (file,) = tmp_path.rglob("fidelity-*.json")
+    rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
+    found = {(row["encoder"], row["precision"]): row for row in rows}
+    assert len(found) == len(rows) == 4
+    for name in {encoder for encoder, _ in found}:
+        bf16, fp8 = (found[name, precision] for precision in ("bf16", "fp8"))
+        assert 0.0 < bf16["rms_error"] < fp8["rms_error"] < fp8["largest_error"] < 0.2
+        assert 0.9 < fp8["spearman"] < bf16["spearman"] <= 1.0
 
 
 def test_a_step_of_explanations_repeats_nothing_but_references(shapes: ModuleType) -> None:

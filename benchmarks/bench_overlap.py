@@ -1,0 +1,102 @@
+"""Tokenising while the encoder computes: the whole against its parts.
+
+    python -m pytest benchmarks/bench_overlap.py --benchmark-only [--quick] [--rounds N]
+
+The encoder is a stand-in that waits, without holding the interpreter's lock, for as long as tokenising takes
+alone: the hardest case, for with any other ratio one of the two hides more easily. Perfect overlap would be a
+ratio of 1; no overlap 2; the first of 16 parts is tokenised with nothing to overlap.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+import pytest
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from benchmarks.bench_tokenization import texts_of
+from benchmarks.measure import CPU, Ratio, Timing, WallClock, repeated
+from benchmarks.shapes import EXPLANATIONS
+from fastreward.encoders.checkpoint import DEFAULT_ENCODER, load_checkpoint
+from fastreward.engine import Engine
+from fastreward.packing import PackedBatch
+from fastreward.scorer import Scorer
+from fastreward.tokenization import Tokenizer
+
+ASKED: Final = 1.1
+
+
+class WaitingEncoder:
+    """Takes the place of an encoder and waits in its stead.
+
+    Args:
+        seconds_per_token: How long.
+    """
+
+    device = CPU
+    dtype = torch.float32
+    hidden_size = 1
+
+    def __init__(self, seconds_per_token: float) -> None:
+        self._seconds_per_token = seconds_per_token
+
+    def embed(self, batch: PackedBatch) -> Tensor:
+        time.sleep(batch.num_tokens * self._seconds_per_token)
+        return torch.zeros(len(batch.lengths), 1)
+
+
+def engine_that_waits(tokenizer: Tokenizer, texts: list[str]) -> tuple[Engine, Callable[[], object]]:
+    """An engine whose encoder waits as long as `prepare`, which is returned too, takes for the same texts."""
+    engine = Scorer(DEFAULT_ENCODER, device="cpu", dtype="float32", max_batch_tokens=16_384)._engine
+    engine.tokenizer = tokenizer
+    prepare = partial(engine._prepare, texts, list(range(len(texts))))
+    prepare()
+    start = time.perf_counter()
+    part = prepare()
+    seconds = time.perf_counter() - start
+    tokens = sum(map(len, part.sequences))
+    engine.encoder = WaitingEncoder(seconds / tokens)  # type: ignore[assignment]  # all that is called
+    return engine, prepare
+
+
+@pytest.fixture(scope="module")
+def table(show: Callable[[Table], None]) -> Table:
+    table = Table(title="Tokenising and an encoder that waits as long; p50 (p20 – p80) of rounds in turns")
+    for name in ("tokenizer", "tokenising alone", "both", "ratio (p20 – p80)", "asked"):
+        table.add_column(name, justify="right")
+    show(table)
+    return table
+
+
+@pytest.mark.parametrize("cached", [False, True], ids=["tokenizer", "word-cache"])
+def test_overlap(
+    cached: bool,
+    interleave: Callable[..., dict[str, Timing]],
+    benchmark: Any,
+    table: Table,
+    quick: bool,
+    rounds: int,
+) -> None:
+    """The overlap of tokenising (with the word cache warm, or without one) and computing."""
+    options = {} if cached else {"word_cache_bytes": 0}
+    file = load_checkpoint(DEFAULT_ENCODER).tokenizer_file
+    tokenizer = Tokenizer.from_file(file, max_length=256, **options)
+    repeats = 1 if quick else 20
+    texts = [f"{number} {text}" for number in range(repeats) for text in texts_of(EXPLANATIONS, None)]
+    engine, prepare = engine_that_waits(tokenizer, texts)
+    variants = {"alone": repeated(prepare), "both": repeated(partial(engine.embed, texts))}
+    timings = interleave(variants, WallClock(CPU), rounds)
+    ratio = Ratio(slow=timings["both"], fast=timings["alone"])
+    table.add_row(
+        "word cache, warm" if cached else "tokenizers",
+        f"{timings['alone'].p50:.3f} s",
+        f"{timings['both'].p50:.3f} s",
+        f"{ratio.of_medians:.2f} ({ratio.quantile(0.2):.2f} – {ratio.quantile(0.8):.2f})",
+        f"≤ {ASKED}",
+    )
+    benchmark.extra_info.update({"ratio": ratio.as_json(), "asked": ASKED})

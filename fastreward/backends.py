@@ -6,6 +6,7 @@ the order in which the names are listed below, and `fastreward doctor` shows the
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
 import os
@@ -87,9 +88,27 @@ def _triton_availability() -> Availability:
         return Availability(True, f"Triton {version}, in its interpreter on the CPU (TRITON_INTERPRET=1)")
     if not torch.cuda.is_available():
         return Availability(False, f"Triton {version} is installed, but PyTorch sees no GPU")
+    if (failure := _triton_failure()) is not None:
+        return Availability(False, f"Triton {version} cannot launch: {failure}")
     return Availability(True, f"Triton {version}; CUDA")
 
 
+@functools.cache
+def _triton_failure() -> str | None:
+    """Say why Triton cannot launch on this GPU machine, or None.
+
+    At its first use it compiles its own driver, for which slim images lack a C compiler or Python's headers.
+    """
+    import triton
+
+    try:
+        triton.runtime.driver.active.get_current_target()
+    except Exception as error:  # whatever the compiler or the driver raises: it is shown, and nothing runs
+        return f"{str(error).strip() or type(error).__name__} (it needs a C compiler and Python's headers)"
+    return None
+
+
+@functools.cache  # every op of every layer asks
 def _triton_version() -> str:
     for name in ("triton", "pytorch-triton", "pytorch-triton-rocm", "triton-rocm"):
         try:

@@ -34,10 +34,9 @@ MAX_BATCH_TOKENS: Final[Mapping[str, int]] = {"cpu": 2048, "cuda": 65536}
 """Tokens of one batch: on a CPU the widest activations of a small encoder should stay in the last-level
 cache; on a GPU a batch should be long enough to hide its launches."""
 
-MIN_PART: Final[Mapping[str, int]] = {"cpu": 32_768, "cuda": 131_072}
-"""Characters that are tokenised at a time, at least. About 8,000 tokens keep a CPU busy for long. On a GPU
-batches, which are made within a part, should be of some 30,000 tokens: then even a small encoder's work
-outlasts its launches."""
+MIN_PART: Final[Mapping[str, int]] = {"cpu": 32_768, "cuda": 262_144}
+"""Characters that are tokenised at a time, at least. About 8,000 tokens keep a CPU busy for long. On a GPU,
+batches, which are made within a part, should be full: a small encoder's work must outlast its launches."""
 
 MAX_PARTS: Final = 16
 """The first part is tokenised with nothing to overlap: a sixteenth of the work."""
@@ -310,10 +309,10 @@ def shared_engine(config: ScorerConfig) -> Engine:
 
 def _join_windows(vectors: Tensor, weights: list[int], windows: list[int]) -> Tensor:
     """Average the windows' vectors of each text, weighted by tokens: [W, D] → [N, D], unit length."""
-    weight = torch.tensor(weights, dtype=torch.float32, device="cpu").to(vectors.device)
-    cu_seqlens = torch.tensor([0, *accumulate(windows)], dtype=torch.int32, device="cpu").to(vectors.device)
+    arrays = [np.array(values, dtype=np.int32) for values in (weights, [0, *accumulate(windows)])]
+    weight, cu_seqlens = upload(arrays, vectors.device)
     # Unit length forgets the sum of the weights: the plain mean of weighted vectors will do.
-    return pooled_embedding(vectors * weight[:, None], cu_seqlens, max_seqlen=max(windows))
+    return pooled_embedding(vectors * weight[:, None].float(), cu_seqlens, max_seqlen=max(windows))
 
 
 def _join_tokens(windows: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -105,13 +105,17 @@ def _match_pairs(
         if missing:
             encoded, spent = engine.token_states(missing)
             stats += spent
-            for text, (states, ids) in zip(missing, encoded, strict=True):
-                known[text] = _Text(states, _weights(ids, special, by_id))
+            lengths = [len(ids) for _, ids in encoded]
+            weights = _weights(torch.cat([ids for _, ids in encoded]), special, by_id)
+            for text, (states, _), weight in zip(
+                missing, encoded, weights.split_with_sizes(lengths), strict=True
+            ):
+                known[text] = _Text(states, weight)
         scores.append(_match_part(part, known))
         known = {text: tokens for text, tokens in known.items() if last_needed[text] > number}
         for text in known.keys() & set(missing):
-            # A copy: a part of a batch would keep the whole batch alive.
-            known[text] = known[text]._replace(states=known[text].states.clone())
+            # Copies: a part of a batch would keep the whole batch alive.
+            known[text] = _Text(*(tensor.clone() for tensor in known[text]))
     return torch.cat(scores, dim=1), stats
 
 

@@ -79,8 +79,14 @@ class ReferenceCache:
                     self._vectors.move_to_end(text)
                     found[text] = self._vectors[text]
             vectors = torch.stack([found[text] for text in texts])
+            if vectors.is_cuda:
+                # Memory that is dropped now or later is not used anew before this stream has read it.
+                for text in texts:
+                    found[text].record_stream(torch.cuda.current_stream(vectors.device))
             for text in missing:
                 self._keep(text, found[text])
+            if vectors.is_cuda and missing:  # who finds them from another stream finds them written
+                torch.cuda.current_stream(vectors.device).synchronize()
         return Lookup(vectors, hits=len(texts) - len(missing), misses=len(missing))
 
     def _keep(self, text: str, vector: Tensor) -> None:

@@ -10,6 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from fastreward.errors import InputError, NonFiniteError
 from fastreward.matching import match
 from fastreward.ops.maxsim import MaxSim
 from fastreward.ops.pooled_cosine import Pooling, pooled_cosine
+from fastreward.packing import upload
 from fastreward.tokenization import Tokenizer
 from fastreward.word_cache import WORD_CACHE_BYTES
 
@@ -305,22 +307,25 @@ class Scorer:
         self, engine: Engine, texts: list[str], references: Tensor, pairs: list[tuple[int, int]]
     ) -> Tensor:
         """Score pairs (text, reference) of rows: [pairs]. Each text is encoded once."""
-        index = torch.tensor(pairs, dtype=torch.int64, device="cpu").to(engine.encoder.device)
+        columns = np.array(pairs, dtype=np.int32).T
+        text_rows, reference_rows = upload(list(columns), engine.encoder.device)
         one_each = len(pairs) == len(texts)
         if one_each and engine.fuses_cosine:
             # Every text has one pair, and pairs were numbered as texts were: row n is text n.
-            scores, stats = engine.cosine(texts, references, index[:, 1].contiguous())
+            scores, stats = engine.cosine(texts, references, reference_rows)
             self._count(**vars(stats))
             return scores
         vectors = self._embed(engine, texts)
-        parts = (index[first : first + PAIRS_AT_ONCE] for first in range(0, len(pairs), PAIRS_AT_ONCE))
-        return torch.cat([_cosines(vectors[part[:, 0]], references, part[:, 1]) for part in parts])
+        parts = (slice(first, first + PAIRS_AT_ONCE) for first in range(0, len(pairs), PAIRS_AT_ONCE))
+        return torch.cat(
+            [_cosines(vectors[text_rows[part]], references, reference_rows[part]) for part in parts]
+        )
 
 
 def _cosines(vectors: Tensor, references: Tensor, reference_index: Tensor) -> Tensor:
     """Score unit vectors [N, D] against the references they point to: each a text of one token to the op."""
     cu_seqlens = torch.arange(len(vectors) + 1, dtype=torch.int32, device=vectors.device)
-    return pooled_cosine(vectors, cu_seqlens, references, reference_index.contiguous(), max_seqlen=1)
+    return pooled_cosine(vectors, cu_seqlens, references, reference_index, max_seqlen=1)
 
 
 def _require_list(texts: object, expected: str) -> None:

@@ -45,7 +45,7 @@ class Encoder(Protocol):
         Args:
             batch: N texts.
             references: [R, D], fp32.
-            reference_index: [N], int64, a row of `references` for each text.
+            reference_index: [N], int32 or int64, a row of `references` for each text.
 
         Returns:
             [N], fp32, in [-1, 1].

@@ -112,6 +112,8 @@ class PackedEncoder:
         self._embeddings, self._layers = load_layers(
             checkpoint, architecture, device, dtype, splits_last_query=self.pooling == "cls"
         )
+        if device.type == "cuda":  # the weights are there, whichever stream computes first
+            torch.cuda.current_stream(device).synchronize()
 
     def hidden(self, batch: PackedBatch) -> Tensor:
         """Return the last hidden states, [T, D] in `dtype`."""

@@ -90,7 +90,7 @@ def _load_biased(
     return x
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def _activation_kernel(
     x_ptr,  # [T, F], or with GATED [T, 2F]
     bias_ptr,  # [F], or with GATED [2F]

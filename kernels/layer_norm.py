@@ -52,7 +52,8 @@ def standardise(x, inside, eps, D: tl.constexpr):
 
     x is fp32 and 0 outside of `inside` [BLOCK_D], the columns that exist.
     """
-    mean = tl.sum(x, axis=1) / D  # [BLOCK_T]
+    # Truly divided: times a rounded 1 / D, the mean of a constant row would not be its constant.
+    mean = tl.div_rn(tl.sum(x, axis=1), D * 1.0)  # [BLOCK_T]
     centred = tl.where(inside[None, :], x - mean[:, None], 0.0)
     variance = tl.sum(centred * centred, axis=1) / D  # [BLOCK_T]
     return centred * tl.rsqrt(variance + eps)[:, None]
@@ -65,7 +66,7 @@ def _row_of_table(id_ptr, tokens, exists, num_rows):
     return rows, exists & (rows >= 0) & (rows < num_rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens", "num_words", "num_positions"])
 def _layer_norm_kernel(
     x_ptr,  # [T, D], or with GATHER the words [V, D]
     residual_ptr,  # [T, D], or with GATHER the positions [P, D]

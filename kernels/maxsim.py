@@ -68,7 +68,7 @@ def default_config(hidden_size: int, dtype: torch.dtype, target: Target) -> MaxS
     return MaxSimConfig(block_m=64, block_n=128, block_d=64, num_warps=4, num_stages=stages)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def _inverse_length_kernel(
     x_ptr,  # [T, D]
     inverse_ptr,  # [T]
@@ -91,7 +91,9 @@ def _inverse_length_kernel(
     scale = tl.where(largest == 0.0, 1.0, largest)
     x = x / scale[:, None]
     squares = tl.sum(x * x, axis=1)
-    inverse = 1.0 / tl.sqrt(tl.where(squares == 0.0, 1.0, squares)) / scale
+    # Once a token the exactly rounded root and quotients cost nothing.
+    length = tl.sqrt_rn(tl.where(squares == 0.0, 1.0, squares))
+    inverse = tl.div_rn(tl.div_rn(1.0, length), scale)
     if BOUNDED:  # beyond, a product of two vectors as they are might leave the range of fp32
         inverse = tl.where((inverse > 1e15) | (inverse < 1e-15), float("nan"), inverse)
     tl.store(inverse_ptr + rows, tl.where(squares == 0.0, 0.0, inverse), mask=exists)
@@ -143,7 +145,7 @@ def _text_bounds(offsets_ptr, text, known, num_tokens):
     return start, tl.minimum(end, num_tokens)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_pairs", "num_references", "candidate_lanes", "reference_lanes"])
 def _finish_kernel(
     precision_ptr,  # [2, N, candidate_lanes]: sums, then the sums of their weights
     recall_ptr,  # [2, N, reference_lanes]
@@ -187,7 +189,7 @@ def _mean_of_lanes(partial_ptr, pairs, exists, num_pairs, lanes, LANES: tl.const
     return tl.clamp(mean, -1.0, 1.0, propagate_nan=tl.PropagateNan.ALL), weight
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_row_tokens", "num_column_tokens", "num_references", "num_slots", "lanes"])
 def _maxsim_kernel(
     row_ptr,  # [Tm, D]
     column_ptr,  # [Tn, D]

@@ -171,7 +171,7 @@ def _text_of_slot(slot, cu_seqlens_ptr, num_texts, CHUNK: tl.constexpr):
     return low
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens", "num_texts"])
 def _chunk_kernel(
     hidden_ptr,  # [T, D]
     residual_ptr,  # [T, D]
@@ -208,7 +208,7 @@ def _chunk_kernel(
         tl.store(partial_ptr + slot.to(tl.int64) * D + columns, pooled, mask=columns < D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens", "num_references"])
 def _pooled_cosine_kernel(
     hidden_ptr,  # [T, D], or with SPLIT the chunks' sums [slots, D]
     residual_ptr,  # [T, D]
@@ -300,7 +300,7 @@ def plan_pooled_cosine(
         "bias_ptr": unused if bias is None else bias,
         "stride_hidden_t": hidden_states.stride(0),
         "stride_residual_t": 0 if residual is None else residual.stride(0),
-        "eps": eps,
+        "eps": float(eps),  # an int of 1 would be compiled in
         "LAYER_NORM": residual is not None,
         "HAS_BIAS": bias is not None,
     }

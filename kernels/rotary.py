@@ -42,7 +42,7 @@ def default_config(head_dim: int) -> RotaryConfig:
     return RotaryConfig(block_r=2048 // block_d, block_d=block_d, num_warps=4)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens", "num_positions"])
 def _rotary_kernel(
     position_ids_ptr,  # [T]
     table_ptr,  # [P, HEAD_DIM]

@@ -51,7 +51,7 @@ def _nan_max(a, b):
     return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def _quantize_rows_kernel(
     x_ptr,  # [T, K]
     rows_ptr,  # [T, K]
@@ -110,7 +110,9 @@ def launch_quantize_rows(x: torch.Tensor, *, gelu: bool) -> tuple[torch.Tensor, 
     # Triton's interpreter rounds to 8 bits wrongly: there PyTorch does it.
     dtype = torch.float32 if target().backend == "interpreter" else torch.float8_e4m3fn
     rows = torch.empty(x.shape, dtype=dtype, device=x.device)
-    scale = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
+    # Some builds of PyTorch multiply by CUTLASS, which reads scales up to the next multiple of 256.
+    padded = -(-x.shape[0] // 256) * 256
+    scale = torch.empty(padded, dtype=torch.float32, device=x.device)[: x.shape[0]]
     with torch.cuda.device_of(x):  # does nothing for tensors on the CPU
         run_all(plan_quantize_rows(x, rows, scale, gelu=gelu))
     return rows.to(torch.float8_e4m3fn), scale

@@ -11,10 +11,11 @@ from fastreward.kernels.maxsim import plan_maxsim
 
 
 def launches(
-    kernel: str, hidden_size: int, dtype: torch.dtype, weighted: bool, longest: int | None, pairs: int = 8
+    kernel: str, hidden_size: int, dtype: torch.dtype, weighted: bool, longest: int | None
 ) -> tuple[Launch, ...]:
     """What the launcher would launch of one kernel for pairs that share half as many references."""
-    tokens, references = torch.empty(1000, hidden_size, dtype=dtype), max(1, pairs // 2)
+    pairs, references = 8, 4
+    tokens = torch.empty(1000, hidden_size, dtype=dtype)
     plan = plan_maxsim(
         tokens,
         torch.empty(pairs + 1, dtype=torch.int32),
@@ -32,10 +33,9 @@ def launches(
 
 MATCH, LENGTHS, FINISH = "_maxsim_kernel", "_inverse_length_kernel", "_finish_kernel"
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
-# kernel, hidden size, dtype, weighted, longest text, pairs
+# kernel, hidden size, dtype, weighted, longest text
 SHAPES = {
     "384-bf16": (MATCH, 384, BF16, True, 512),
-    "384-bf16-alone": (MATCH, 384, BF16, True, 60, 1),  # Triton compiles sizes of 1 apart
     "768-bf16": (MATCH, 768, BF16, True, 512),
     "768-bf16-unweighted": (MATCH, 768, BF16, False, None),
     "768-fp16": (MATCH, 768, FP16, True, 512),
@@ -48,7 +48,6 @@ SHAPES = {
     "lengths-1024-fp32": (LENGTHS, 1024, FP32, True, 512),
     "lengths-4096-fp16": (LENGTHS, 4096, FP16, True, 512),
     "finish": (FINISH, 384, BF16, True, 512),
-    "finish-alone": (FINISH, 384, BF16, True, 60, 1),
 }
 
 CASES = {name: partial(launches, *shape) for name, shape in SHAPES.items()}

@@ -21,6 +21,10 @@ from fastreward.ops.activation import (
     gelu_bytes,
     gelu_reference,
 )
+from fastreward.ops.checks import FLOAT_DTYPES
+
+# The interpreter computes bf16 wrongly in places.
+VECTOR_DTYPES = [torch.float32, torch.float16] if triton_interpreted() else FLOAT_DTYPES
 
 # Inputs are exact in fp64. z = x + bias is rounded once (by u |z|, u = 2⁻²⁴; the slope of GELU is 1.13 at
 # most), erf comes out within a few u of 1 and is multiplied by z/2, and every product is rounded once: the
@@ -34,29 +38,6 @@ ROUNDING = {torch.float32: 0.0, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8
 SMALLEST = {torch.float32: 2.0**-126, torch.float16: 2.0**-25, torch.bfloat16: 2.0**-126}
 
 
-def targets() -> list[tuple[str, str]]:
-    """Each (back-end, device) that runs here."""
-    found = [("torch", "cpu")]
-    if triton_interpreted():
-        found.append(("triton", "cpu"))
-    if torch.cuda.is_available():
-        found += [("torch", "cuda"), ("triton", "cuda")]
-    return found
-
-
-def dtypes(device: str) -> list[torch.dtype]:
-    """The interpreter computes bf16 wrongly in places; the kernel's bf16 is checked on CUDA."""
-    if triton_interpreted() and device == "cpu":
-        return [torch.float32, torch.float16]
-    return [torch.float32, torch.float16, torch.bfloat16]
-
-
-TARGETS = [pytest.param(*target, id="-".join(target)) for target in targets()]
-TARGETS_AND_DTYPES = [
-    pytest.param(backend, device, dtype, id=f"{backend}-{device}-{str(dtype).removeprefix('torch.')}")
-    for backend, device in targets()
-    for dtype in dtypes(device)
-]
 BOTH = [pytest.param(False, id="gelu"), pytest.param(True, id="geglu")]
 
 
@@ -120,7 +101,7 @@ def assert_close(got: Tensor, case: Case) -> None:
 @pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
 @pytest.mark.parametrize("num_features", [1, 2, 5, 16, 127, 384, 1000, 1152, 1536])
 @pytest.mark.parametrize("gated", BOTH)
-@pytest.mark.parametrize(("backend", "device", "dtype"), TARGETS_AND_DTYPES)
+@pytest.mark.every_target_and_dtype
 def test_every_width_and_dtype_equals_fp64(backend, device, dtype, gated, num_features, bias):
     case = Case(3, num_features, gated=gated, device=device, dtype=dtype, bias=bias)
     assert_close(case.run(backend), case)
@@ -129,7 +110,7 @@ def test_every_width_and_dtype_equals_fp64(backend, device, dtype, gated, num_fe
 @pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("tokens", [0, 1, 2, 31, 32, 33, 131])
 @pytest.mark.parametrize("gated", BOTH)
-@pytest.mark.parametrize(("backend", "device"), TARGETS)
+@pytest.mark.every_target
 def test_any_number_of_tokens(backend, device, gated, tokens):
     case = Case(tokens, 130, gated=gated, device=device)
     assert_close(case.run(backend), case)
@@ -137,7 +118,7 @@ def test_any_number_of_tokens(backend, device, gated, tokens):
 
 @pytest.mark.parametrize("num_features", [2624, 4096])
 @pytest.mark.parametrize("gated", BOTH)
-@pytest.mark.parametrize(("backend", "device"), TARGETS)
+@pytest.mark.every_target
 def test_wide_layers(backend, device, gated, num_features):
     case = Case(2, num_features, gated=gated, device=device)
     assert_close(case.run(backend), case)
@@ -145,30 +126,30 @@ def test_wide_layers(backend, device, gated, num_features):
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-3, 10.0, 1e4, 1e18])
 @pytest.mark.parametrize("gated", BOTH)
-@pytest.mark.parametrize(("backend", "device"), TARGETS)
+@pytest.mark.every_target
 def test_tiny_and_huge_values(backend, device, gated, scale):
     case = Case(7, 64, gated=gated, device=device, bias=False, scale=scale)
     assert_close(case.run(backend), case)
 
 
 @pytest.mark.parametrize("gated", BOTH)
-@pytest.mark.parametrize(("backend", "device", "dtype"), TARGETS_AND_DTYPES)
+@pytest.mark.every_target_and_dtype
 def test_input_and_bias_that_cancel_are_added_in_fp32(backend, device, dtype, gated):
     case = Case(7, 64, gated=gated, device=device, dtype=dtype)
     case.bias = 1e-3 - case.x[0].float()
     assert_close(case.run(backend), case)
 
 
-@pytest.mark.parametrize("bias_dtype", dtypes("cpu"))
+@pytest.mark.parametrize("bias_dtype", VECTOR_DTYPES)
 @pytest.mark.parametrize("gated", BOTH)
-@pytest.mark.parametrize(("backend", "device", "dtype"), TARGETS_AND_DTYPES)
+@pytest.mark.every_target_and_dtype
 def test_the_bias_may_have_another_dtype(backend, device, dtype, gated, bias_dtype):
     case = Case(7, 48, gated=gated, device=device, dtype=dtype)
     case.bias = case.bias.to(bias_dtype)
     assert_close(case.run(backend), case)
 
 
-@pytest.mark.parametrize(("backend", "device", "dtype"), TARGETS_AND_DTYPES)
+@pytest.mark.every_target_and_dtype
 def test_it_is_the_gelu_by_erf_and_the_first_half_is_activated(backend, device, dtype):
     x = torch.tensor([[2.0, -1.0, -10.0, 4.0]], dtype=dtype, device=device)
     share = 1e-6 + ROUNDING[dtype]
@@ -179,7 +160,7 @@ def test_it_is_the_gelu_by_erf_and_the_first_half_is_activated(backend, device, 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, in the interpreter
 @pytest.mark.parametrize("gated", BOTH)
-@pytest.mark.parametrize(("backend", "device", "dtype"), TARGETS_AND_DTYPES)
+@pytest.mark.every_target_and_dtype
 def test_what_is_not_finite_stays_in_its_element_as_in_pytorch(backend, device, dtype, gated):
     case = Case(3, 40, gated=gated, device=device, dtype=dtype)
     expected = case.run(backend)
@@ -194,14 +175,14 @@ def test_what_is_not_finite_stays_in_its_element_as_in_pytorch(backend, device, 
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, in the interpreter
-@pytest.mark.parametrize(("backend", "device"), TARGETS)
+@pytest.mark.every_target
 def test_a_product_beyond_fp16_becomes_an_infinity(backend, device):
     x = torch.tensor([[300.0, 300.0, 300.0, -300.0]], dtype=torch.float16, device=device)
     assert geglu(x, backend=backend).tolist() == [[float("inf"), float("-inf")]]
 
 
 @pytest.mark.parametrize("gated", BOTH)
-@pytest.mark.parametrize(("backend", "device", "dtype"), TARGETS_AND_DTYPES)
+@pytest.mark.every_target_and_dtype
 def test_inputs_are_left_as_they_are(backend, device, dtype, gated):
     case = Case(7, 48, gated=gated, device=device, dtype=dtype)
     x, bias = case.x.clone(), case.bias.clone()
@@ -212,7 +193,7 @@ def test_inputs_are_left_as_they_are(backend, device, dtype, gated):
 
 @pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
 @pytest.mark.parametrize("gated", BOTH)
-@pytest.mark.parametrize(("backend", "device", "dtype"), TARGETS_AND_DTYPES)
+@pytest.mark.every_target_and_dtype
 def test_a_row_s_bits_do_not_depend_on_its_batch(backend, device, dtype, gated, bias):
     case = Case(70, 51, gated=gated, device=device, dtype=dtype, bias=bias)
     together = case.run(backend)
@@ -223,7 +204,7 @@ def test_a_row_s_bits_do_not_depend_on_its_batch(backend, device, dtype, gated, 
 
 @pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
 @pytest.mark.parametrize("gated", BOTH)
-@pytest.mark.parametrize(("backend", "device", "dtype"), TARGETS_AND_DTYPES)
+@pytest.mark.every_target_and_dtype
 def test_rows_may_be_strided(backend, device, dtype, gated, bias):
     case = Case(7, 48, gated=gated, device=device, dtype=dtype, bias=bias)
     expected = case.run(backend)
@@ -233,7 +214,7 @@ def test_rows_may_be_strided(backend, device, dtype, gated, bias):
     assert torch.equal(case.run(backend), expected)
 
 
-@pytest.mark.parametrize(("backend", "device"), TARGETS)
+@pytest.mark.every_target
 def test_one_column_may_have_any_stride(backend, device):
     case = Case(7, 1, gated=False, device=device)
     expected = case.run(backend)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastreward.backends import triton_interpreted
 from fastreward.errors import BackendUnavailableError, InputError
+from fastreward.ops.checks import FLOAT_DTYPES
 from fastreward.ops.layer_norm import (
     LayerNorm,
     embed_layer_norm,
@@ -21,6 +22,9 @@ from fastreward.ops.layer_norm import (
     layer_norm_bytes,
     layer_norm_reference,
 )
+
+# The interpreter computes bf16 wrongly in places.
+VECTOR_DTYPES = [torch.float32, torch.float16] if triton_interpreted() else FLOAT_DTYPES
 
 # Inputs are exact in fp64. With n = (z - mean) / root, a result n w + b is computed in fp32: z and mean with
 # an error of a few units in the last place (u = 2⁻²⁴) of the row's largest |z|, root within a few u of
@@ -32,31 +36,6 @@ RMS_ERROR = 2 * 2.0**-24
 # that is even over [-a, a] has the root mean square a/√3.
 ROUNDING = {torch.float32: 0.0, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 SMALLEST = {torch.float32: 0.0, torch.float16: 2.0**-25, torch.bfloat16: 0.0}
-
-
-def targets() -> list[tuple[str, str]]:
-    """Each (back-end, device) that runs here."""
-    found = [("torch", "cpu")]
-    if triton_interpreted():
-        found.append(("triton", "cpu"))
-    if torch.cuda.is_available():
-        found += [("torch", "cuda"), ("triton", "cuda")]
-    return found
-
-
-def dtypes(device: str) -> list[torch.dtype]:
-    """The interpreter computes bf16 wrongly in places; the kernel's bf16 is checked on CUDA."""
-    if triton_interpreted() and device == "cpu":
-        return [torch.float32, torch.float16]
-    return [torch.float32, torch.float16, torch.bfloat16]
-
-
-TARGETS = [pytest.param(*target, id="-".join(target)) for target in targets()]
-TARGETS_AND_DTYPES = [
-    pytest.param(backend, device, dtype, id=f"{backend}-{device}-{str(dtype).removeprefix('torch.')}")
-    for backend, device in targets()
-    for dtype in dtypes(device)
-]
 
 
 class Case:
@@ -136,7 +115,7 @@ def rounds_the_sum(backend: str, device: str, dtype: torch.dtype) -> bool:
 @pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("hidden_size", [1, 2, 5, 16, 127, 384, 768, 1000, 1024])
 @pytest.mark.parametrize("residual", [False, True], ids=["plain", "residual"])
-@pytest.mark.parametrize(("backend", "device", "dtype"), TARGETS_AND_DTYPES)
+@pytest.mark.every_target_and_dtype
 def test_every_hidden_size_and_dtype_equals_fp64(backend, device, dtype, residual, hidden_size):
     case = Case(11, hidden_size, device=device, dtype=dtype, residual=residual)
     normed, sums = case.run(backend)
@@ -147,7 +126,7 @@ def test_every_hidden_size_and_dtype_equals_fp64(backend, device, dtype, residua
 
 @pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("hidden_size", [2049, 4096])
-@pytest.mark.parametrize(("backend", "device", "dtype"), TARGETS_AND_DTYPES)
+@pytest.mark.every_target_and_dtype
 def test_wide_rows(backend, device, dtype, hidden_size):
     case = Case(3, hidden_size, device=device, dtype=dtype)
     rounded = rounds_the_sum(backend, device, dtype)
@@ -156,7 +135,7 @@ def test_wide_rows(backend, device, dtype, hidden_size):
 
 @pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("tokens", [0, 1, 2, 63, 64, 65, 131])
-@pytest.mark.parametrize(("backend", "device"), TARGETS)
+@pytest.mark.every_target
 def test_any_number_of_tokens(backend, device, tokens):
     case = Case(tokens, 48, device=device)
     normed, sums = case.run(backend)
@@ -164,14 +143,14 @@ def test_any_number_of_tokens(backend, device, tokens):
     assert torch.equal(sums, case.x + case.residual)
 
 
-@pytest.mark.parametrize(("backend", "device"), TARGETS)
+@pytest.mark.every_target
 def test_without_a_bias(backend, device):
     case = Case(11, 48, device=device, bias=False)
     assert_normed(case.run(backend)[0], case.sums(), case.norm)
 
 
 @pytest.mark.usefixtures("poisoned_memory")
-@pytest.mark.parametrize(("backend", "device", "dtype"), TARGETS_AND_DTYPES)
+@pytest.mark.every_target_and_dtype
 def test_the_sum_is_rounded_once_and_comes_only_when_asked_for(backend, device, dtype):
     case = Case(11, 48, device=device, dtype=dtype)
     normed, sums = case.run(backend)
@@ -180,13 +159,13 @@ def test_the_sum_is_rounded_once_and_comes_only_when_asked_for(backend, device, 
     assert torch.equal(alone, normed)
 
 
-@pytest.mark.parametrize(("backend", "device", "dtype"), TARGETS_AND_DTYPES)
+@pytest.mark.every_target_and_dtype
 def test_the_sum_without_a_residual_is_the_input_itself(backend, device, dtype):
     case = Case(11, 48, device=device, dtype=dtype, residual=False)
     assert case.run(backend)[1] is case.x
 
 
-@pytest.mark.parametrize(("backend", "device", "dtype"), TARGETS_AND_DTYPES)
+@pytest.mark.every_target_and_dtype
 def test_inputs_are_left_as_they_are(backend, device, dtype):
     case = Case(11, 48, device=device, dtype=dtype)
     x, residual = case.x.clone(), case.residual.clone()
@@ -195,8 +174,8 @@ def test_inputs_are_left_as_they_are(backend, device, dtype):
     assert torch.equal(case.residual, residual)
 
 
-@pytest.mark.parametrize("norm_dtype", dtypes("cpu"))
-@pytest.mark.parametrize(("backend", "device", "dtype"), TARGETS_AND_DTYPES)
+@pytest.mark.parametrize("norm_dtype", VECTOR_DTYPES)
+@pytest.mark.every_target_and_dtype
 def test_weight_and_bias_may_have_another_dtype(backend, device, dtype, norm_dtype):
     case = Case(11, 48, device=device, dtype=dtype, residual=False)
     case.norm = LayerNorm(case.norm.weight.to(norm_dtype), case.norm.bias.to(norm_dtype), 1e-5)
@@ -204,21 +183,21 @@ def test_weight_and_bias_may_have_another_dtype(backend, device, dtype, norm_dty
 
 
 @pytest.mark.parametrize(("scale", "shift"), [(1e-15, 0.0), (1e15, 0.0), (1.0, 1000.0), (0.0, 0.3)])
-@pytest.mark.parametrize(("backend", "device"), TARGETS)
+@pytest.mark.every_target
 def test_tiny_and_huge_values_and_a_mean_far_from_zero(backend, device, scale, shift):
     case = Case(11, 384, device=device, scale=scale, shift=shift)
     assert_normed(case.run(backend)[0], case.sums(), case.norm)
 
 
 @pytest.mark.parametrize("eps", [1e-12, 1e-5, 1.0])
-@pytest.mark.parametrize(("backend", "device"), TARGETS)
+@pytest.mark.every_target
 def test_epsilon_stands_inside_the_root(backend, device, eps):
     case = Case(11, 48, device=device, scale=0.01, eps=eps)
     assert_normed(case.run(backend)[0], case.sums(), case.norm)
 
 
 @pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")  # NumPy's, in the interpreter
-@pytest.mark.parametrize(("backend", "device"), TARGETS)
+@pytest.mark.every_target
 def test_a_sum_beyond_fp16_is_normalised_in_fp32(backend, device):
     case = Case(11, 48, device=device, dtype=torch.float16)
     case.x = torch.where(case.x > 0, 65504.0, -65504.0).half()
@@ -228,7 +207,7 @@ def test_a_sum_beyond_fp16_is_normalised_in_fp32(backend, device):
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # NumPy's, in the interpreter
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize(("backend", "device", "dtype"), TARGETS_AND_DTYPES)
+@pytest.mark.every_target_and_dtype
 def test_what_is_not_finite_stays_in_its_row(backend, device, dtype, value):
     case = Case(11, 48, device=device, dtype=dtype)
     case.x[4, 7] = value
@@ -237,7 +216,7 @@ def test_what_is_not_finite_stays_in_its_row(backend, device, dtype, value):
     assert normed[[0, 1, 2, 3, 5, 6, 7, 8, 9, 10]].isfinite().all()
 
 
-@pytest.mark.parametrize(("backend", "device", "dtype"), TARGETS_AND_DTYPES)
+@pytest.mark.every_target_and_dtype
 def test_a_row_s_bits_do_not_depend_on_its_batch(backend, device, dtype):
     case = Case(70, 48, device=device, dtype=dtype)
     together = case.run(backend)[0]
@@ -254,7 +233,7 @@ def embedded(x: Tensor) -> Tensor:
     return wide[: len(x), 16 : 16 + x.shape[1]]
 
 
-@pytest.mark.parametrize(("backend", "device", "dtype"), TARGETS_AND_DTYPES)
+@pytest.mark.every_target_and_dtype
 def test_rows_may_be_strided(backend, device, dtype):
     case = Case(11, 48, device=device, dtype=dtype)
     expected = case.run(backend)
@@ -263,7 +242,7 @@ def test_rows_may_be_strided(backend, device, dtype):
         assert torch.equal(got, wanted)
 
 
-@pytest.mark.parametrize(("backend", "device", "dtype"), TARGETS_AND_DTYPES)
+@pytest.mark.every_target_and_dtype
 def test_one_column_may_have_any_stride(backend, device, dtype):
     case = Case(11, 1, device=device, dtype=dtype)
     expected = case.run(backend)[0]
@@ -322,7 +301,7 @@ class Tables:
 @pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("positions", [False, True], ids=["words", "words-and-positions"])
 @pytest.mark.parametrize("id_dtype", [torch.int32, torch.int64])
-@pytest.mark.parametrize(("backend", "device", "dtype"), TARGETS_AND_DTYPES)
+@pytest.mark.every_target_and_dtype
 def test_embeddings_of_tokens_equal_fp64(backend, device, dtype, id_dtype, positions):
     for tokens, hidden_size in [(11, 384), (131, 48), (5, 127), (1, 1024), (0, 48)]:
         tables = Tables(
@@ -334,13 +313,13 @@ def test_embeddings_of_tokens_equal_fp64(backend, device, dtype, id_dtype, posit
         assert_normed(normed, tables.sums(), tables.norm, sum_rounded=rounded)
 
 
-@pytest.mark.parametrize(("backend", "device"), TARGETS)
+@pytest.mark.every_target
 def test_tables_of_one_row(backend, device):
     tables = Tables(7, 48, device=device, rows=1)
     assert_normed(tables.run(backend), tables.sums(), tables.norm)
 
 
-@pytest.mark.parametrize(("backend", "device"), TARGETS)
+@pytest.mark.every_target
 def test_tables_may_be_strided(backend, device):
     tables = Tables(11, 48, device=device)
     expected = tables.run(backend)
@@ -348,7 +327,7 @@ def test_tables_may_be_strided(backend, device):
     assert torch.equal(tables.run(backend), expected)
 
 
-@pytest.mark.skipif({("triton", "cpu"), ("triton", "cuda")}.isdisjoint(targets()), reason="no Triton here")
+@pytest.mark.skipif(not (triton_interpreted() or torch.cuda.is_available()), reason="no Triton here")
 @pytest.mark.parametrize("table", ["input_ids", "position_ids"])
 def test_the_kernel_reads_nothing_outside_of_the_tables_and_gives_nan(table):
     from fastreward.kernels.layer_norm import launch_embed_layer_norm

@@ -24,30 +24,6 @@ RMS_ERROR = 1e-7
 MATRIX_UNIT_ERROR = 2**-23 / 16
 
 
-def targets() -> list[tuple[str, str]]:
-    """Each (back-end, device) that runs here."""
-    found = [("torch", "cpu")]
-    if triton_interpreted():
-        found.append(("triton", "cpu"))
-    if torch.cuda.is_available():
-        found += [("torch", "cuda"), ("triton", "cuda")]
-    return found
-
-
-def dtypes(device: str) -> list[torch.dtype]:
-    """The interpreter computes bf16 wrongly in places; the kernel's bf16 is checked on CUDA."""
-    if triton_interpreted() and device == "cpu":
-        return [torch.float32, torch.float16]
-    return [torch.float32, torch.float16, torch.bfloat16]
-
-
-TARGETS = [pytest.param(*target, id="-".join(target)) for target in targets()]
-TARGETS_AND_DTYPES = [
-    pytest.param(backend, device, dtype, id=f"{backend}-{device}-{str(dtype).removeprefix('torch.')}")
-    for backend, device in targets()
-    for dtype in dtypes(device)
-]
-
 RAGGED = ((7, 1, 0, 13, 2), (5, 0, 9), (0, 2, 0, 1, 2))
 # tokens of the candidates, tokens of the references, the reference of each candidate
 LENGTHS = [
@@ -157,7 +133,7 @@ def fast_score(c: Tensor, v: Tensor, r: Tensor, w: Tensor) -> list[float]:
 @pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
 @pytest.mark.parametrize("lengths", LENGTHS)
-@pytest.mark.parametrize(("backend", "device"), TARGETS)
+@pytest.mark.every_target
 def test_scores_equal_fp64_for_every_length(backend, device, lengths, weighted, monkeypatch):
     case = Case(lengths, 24, device=device, weighted=weighted)
     if sum(lengths[0]) > 300:
@@ -182,34 +158,34 @@ def test_the_fast_oracle_is_the_slow_one():
 
 @pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("hidden_size", [1, 5, 16, 37, 127, 384, 768, 1000])
-@pytest.mark.parametrize(("backend", "device", "dtype"), TARGETS_AND_DTYPES)
+@pytest.mark.every_target_and_dtype
 def test_every_hidden_size_and_dtype(backend, device, dtype, hidden_size):
     case = Case(RAGGED, hidden_size, device=device, dtype=dtype)
     case.assert_right(case.run(backend), backend)
 
 
-@pytest.mark.parametrize(("backend", "device"), TARGETS)
+@pytest.mark.every_target
 def test_the_widest_vectors(backend, device):
     case = Case(((5,), (2,), (0,)), 4096, device=device)
     case.assert_right(case.run(backend), backend)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
-@pytest.mark.parametrize(("backend", "device"), TARGETS)
+@pytest.mark.every_target
 def test_extreme_values_neither_overflow_nor_vanish(backend, device, scale):
     case = Case(RAGGED, 48, device=device, scale=scale)
     case.assert_right(case.run(backend), backend)
 
 
 @pytest.mark.parametrize("scale", [1e-5, 1e4])
-@pytest.mark.parametrize(("backend", "device"), TARGETS)
+@pytest.mark.every_target
 def test_the_smallest_and_largest_fp16_values(backend, device, scale):
     case = Case(RAGGED, 48, device=device, dtype=torch.float16, scale=scale)
     case.assert_right(case.run(backend), backend)
 
 
 @pytest.mark.parametrize("scale", [1e-20, 1e20])
-@pytest.mark.parametrize(("backend", "device"), TARGETS)
+@pytest.mark.every_target
 def test_bf16_vectors_out_of_bounds_are_right_or_nan(backend, device, scale):
     case = Case(((4, 4), (3,), (0, 0)), 16, device=device, dtype=torch.bfloat16, scale=scale)
     scores = case.run(backend)
@@ -219,7 +195,7 @@ def test_bf16_vectors_out_of_bounds_are_right_or_nan(backend, device, scale):
         assert scores.isnan().all()
 
 
-@pytest.mark.parametrize(("backend", "device", "dtype"), TARGETS_AND_DTYPES)
+@pytest.mark.every_target_and_dtype
 def test_similarities_that_are_all_negative_score_negative(backend, device, dtype):
     case = Case(((3, 70), (5, 130), (0, 1)), 48, device=device, dtype=dtype)
     case.candidates = case.candidates.abs() + 0.1
@@ -229,7 +205,7 @@ def test_similarities_that_are_all_negative_score_negative(backend, device, dtyp
     case.assert_right(scores, backend)
 
 
-@pytest.mark.parametrize(("backend", "device"), TARGETS)
+@pytest.mark.every_target
 def test_f1_is_zero_where_precision_and_recall_differ_in_sign(backend, device):
     case = Case(((1,), (2,), (0,)), 2, device=device)
     case.candidates = torch.tensor([[1.0, 0.0]], device=device)
@@ -240,7 +216,7 @@ def test_f1_is_zero_where_precision_and_recall_differ_in_sign(backend, device):
     assert case.run(backend).flatten().tolist() == [1.0, 0.0, 0.0]
 
 
-@pytest.mark.parametrize(("backend", "device"), TARGETS)
+@pytest.mark.every_target
 def test_zero_vectors_have_no_similarity(backend, device):
     case = Case(((3, 2), (4,), (0, 0)), 16, device=device)
     case.candidates[1] = 0.0
@@ -251,7 +227,7 @@ def test_zero_vectors_have_no_similarity(backend, device):
 
 
 @pytest.mark.parametrize("side", ["candidate_weights", "reference_weights"])
-@pytest.mark.parametrize(("backend", "device"), TARGETS)
+@pytest.mark.every_target
 def test_a_side_without_weight_scores_zero(backend, device, side):
     case = Case(((3, 2), (4, 5), (0, 1)), 16, device=device)
     getattr(case, side)[:3] = 0.0
@@ -262,7 +238,7 @@ def test_a_side_without_weight_scores_zero(backend, device, side):
     case.assert_right(scores, backend)
 
 
-@pytest.mark.parametrize(("backend", "device"), TARGETS)
+@pytest.mark.every_target
 def test_a_token_of_weight_zero_is_found_but_does_not_count(backend, device):
     case = Case(((2,), (2,), (0,)), 2, device=device)
     case.candidates = torch.tensor([[1.0, 0.0], [0.0, 1.0]], device=device)
@@ -274,7 +250,7 @@ def test_a_token_of_weight_zero_is_found_but_does_not_count(backend, device):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("where", ["candidates", "references", "candidate_weights", "reference_weights"])
-@pytest.mark.parametrize(("backend", "device", "dtype"), TARGETS_AND_DTYPES)
+@pytest.mark.every_target_and_dtype
 def test_nan_and_infinity_stay_in_their_own_pairs(backend, device, dtype, where, bad):
     case = Case(((2, 70, 3, 1), (1, 130, 2), (0, 1, 1, 2)), 16, device=device, dtype=dtype)
     tensor = getattr(case, where)
@@ -285,7 +261,7 @@ def test_nan_and_infinity_stay_in_their_own_pairs(backend, device, dtype, where,
     assert case.run(backend).isnan().tolist() == nan
 
 
-@pytest.mark.parametrize(("backend", "device", "dtype"), TARGETS_AND_DTYPES)
+@pytest.mark.every_target_and_dtype
 def test_a_pair_s_bits_do_not_depend_on_its_batch(backend, device, dtype):
     case = Case(((9, 530, 0, 40, 64), (130, 1, 65), (0, 2, 1, 1, 0)), 33, device=device, dtype=dtype)
     together = case.run(backend)
@@ -302,7 +278,7 @@ def test_a_pair_s_bits_do_not_depend_on_its_batch(backend, device, dtype):
             assert torch.equal(scores[:, 0], together[:, pair])
 
 
-@pytest.mark.parametrize(("backend", "device"), TARGETS)
+@pytest.mark.every_target
 def test_precision_one_way_is_recall_the_other_way(backend, device):
     case = Case(((7, 70), (5, 130), (0, 1)), 48, device=device)
     swapped = Case(((5, 130), (7, 70), (0, 1)), 48, device=device)
@@ -313,7 +289,7 @@ def test_precision_one_way_is_recall_the_other_way(backend, device):
     torch.testing.assert_close(swapped.run(backend), torch.stack([recall, precision, f1]), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize(("backend", "device"), TARGETS)
+@pytest.mark.every_target
 def test_a_text_matches_itself_fully_whatever_its_weights(backend, device):
     case = Case(((5, 70), (5, 70), (0, 1)), 48, device=device)
     case.references = case.candidates
@@ -322,7 +298,7 @@ def test_a_text_matches_itself_fully_whatever_its_weights(backend, device):
     torch.testing.assert_close(scores, torch.ones_like(scores), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize(("backend", "device", "dtype"), TARGETS_AND_DTYPES)
+@pytest.mark.every_target_and_dtype
 def test_rows_may_be_strided_and_rows_behind_the_last_text_are_ignored(backend, device, dtype):
     case = Case(RAGGED, 48, device=device, dtype=dtype)
     expected = case.run(backend)
@@ -344,7 +320,7 @@ def test_rows_may_be_strided_and_rows_behind_the_last_text_are_ignored(backend, 
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
-@pytest.mark.parametrize(("backend", "device"), TARGETS)
+@pytest.mark.every_target
 def test_a_group_shares_one_reference_whatever_the_index_s_width(backend, device, dtype):
     case = Case(((3, 4, 5), (6,), (0, 0, 0)), 16, device=device)
     case.reference_index = case.reference_index.to(dtype)
@@ -352,14 +328,14 @@ def test_a_group_shares_one_reference_whatever_the_index_s_width(backend, device
 
 
 @pytest.mark.parametrize("one_sided", ["candidate_weights", "reference_weights"])
-@pytest.mark.parametrize(("backend", "device"), TARGETS)
+@pytest.mark.every_target
 def test_weights_may_be_given_for_one_side_alone(backend, device, one_sided):
     case = Case(RAGGED, 16, device=device)
     setattr(case, one_sided, None)
     case.assert_right(case.run(backend), backend)
 
 
-@pytest.mark.skipif(("triton", "cpu") not in targets(), reason="the kernel runs elsewhere")
+@pytest.mark.skipif(not triton_interpreted(), reason="the kernel runs elsewhere")
 def test_the_kernel_reads_no_memory_outside_the_references():
     from fastreward.kernels.maxsim import launch_maxsim
 

@@ -27,30 +27,6 @@ LARGEST_ERROR = {False: 1e-6, True: 2e-6}
 RMS_ERROR = {False: 3e-7, True: 5e-7}
 
 
-def targets() -> list[tuple[str, str]]:
-    """Each (back-end, device) that runs here."""
-    found = [("torch", "cpu")]
-    if triton_interpreted():
-        found.append(("triton", "cpu"))
-    if torch.cuda.is_available():
-        found += [("torch", "cuda"), ("triton", "cuda")]
-    return found
-
-
-def dtypes(device: str) -> list[torch.dtype]:
-    """The interpreter computes bf16 wrongly in places; the kernel's bf16 is checked on CUDA."""
-    if triton_interpreted() and device == "cpu":
-        return [torch.float32, torch.float16]
-    return [torch.float32, torch.float16, torch.bfloat16]
-
-
-TARGETS = [pytest.param(*target, id="-".join(target)) for target in targets()]
-TARGETS_AND_DTYPES = [
-    pytest.param(backend, device, dtype, id=f"{backend}-{device}-{str(dtype).removeprefix('torch.')}")
-    for backend, device in targets()
-    for dtype in dtypes(device)
-]
-
 RAGGED = (7, 1, 0, 13, 2)
 LENGTHS = [
     pytest.param((1,), id="one-token"),
@@ -140,7 +116,7 @@ def assert_close(got: Tensor, expected: Tensor, *, layer_norm: bool) -> None:
 @pytest.mark.parametrize("layer_norm", [False, True], ids=["plain", "layer-norm"])
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("lengths", LENGTHS)
-@pytest.mark.parametrize(("backend", "device"), TARGETS)
+@pytest.mark.every_target
 def test_scores_and_vectors_equal_fp64_for_every_pooling_and_length(
     backend, device, lengths, pooling, layer_norm
 ):
@@ -154,7 +130,7 @@ def test_scores_and_vectors_equal_fp64_for_every_pooling_and_length(
 @pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("layer_norm", [False, True], ids=["plain", "layer-norm"])
 @pytest.mark.parametrize("hidden_size", [1, 5, 16, 127, 384, 768, 1000, 1024])
-@pytest.mark.parametrize(("backend", "device", "dtype"), TARGETS_AND_DTYPES)
+@pytest.mark.every_target_and_dtype
 def test_every_hidden_size_and_dtype(backend, device, dtype, hidden_size, layer_norm):
     case = Case(RAGGED, hidden_size, device=device, dtype=dtype, layer_norm=layer_norm)
     scores, vectors = case.run(backend, "mean", max_seqlen=max(RAGGED))
@@ -164,14 +140,14 @@ def test_every_hidden_size_and_dtype(backend, device, dtype, hidden_size, layer_
 
 
 @pytest.mark.parametrize("hidden_size", [2049, 4096])
-@pytest.mark.parametrize(("backend", "device"), TARGETS)
+@pytest.mark.every_target
 def test_wide_hidden_states(backend, device, hidden_size):
     case = Case((5, 0, 3), hidden_size, device=device)
     assert_close(case.run(backend, "mean")[0], case.oracle("mean")[0], layer_norm=False)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "max"])
-@pytest.mark.parametrize(("backend", "device"), TARGETS)
+@pytest.mark.every_target
 def test_a_text_of_32k_tokens(backend, device, pooling):
     case = Case((5, 32768, 1), 16, device=device)
     scores, vectors = case.run(backend, pooling, max_seqlen=32768)
@@ -180,7 +156,7 @@ def test_a_text_of_32k_tokens(backend, device, pooling):
     assert_close(vectors, expected_vectors, layer_norm=False)
 
 
-@pytest.mark.parametrize(("backend", "device"), TARGETS)
+@pytest.mark.every_target
 def test_layer_norm_without_a_bias(backend, device):
     case = Case(RAGGED, 48, device=device, layer_norm=True, bias=False)
     assert_close(case.run(backend, "mean")[0], case.oracle("mean")[0], layer_norm=True)
@@ -188,21 +164,21 @@ def test_layer_norm_without_a_bias(backend, device):
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("scale", [1e-30, 1e-5, 1e30])
-@pytest.mark.parametrize(("backend", "device"), TARGETS)
+@pytest.mark.every_target
 def test_extreme_values_neither_overflow_nor_vanish(backend, device, scale, pooling):
     case = Case(RAGGED, 48, device=device, scale=scale)
     case.references *= scale
     assert_close(case.run(backend, pooling)[0], case.oracle(pooling)[0], layer_norm=False)
 
 
-@pytest.mark.parametrize(("backend", "device"), TARGETS)
+@pytest.mark.every_target
 def test_the_largest_fp16_values(backend, device):
     case = Case(RAGGED, 48, device=device, dtype=torch.float16)
     case.hidden_states = torch.where(case.hidden_states > 0, 65504.0, -65504.0).half()
     assert_close(case.run(backend, "mean")[0], case.oracle("mean")[0], layer_norm=False)
 
 
-@pytest.mark.parametrize(("backend", "device"), TARGETS)
+@pytest.mark.every_target
 def test_the_maximum_of_negative_values_is_negative(backend, device):
     case = Case(RAGGED, 48, device=device, shift=-100.0)
     scores, vectors = case.run(backend, "max")
@@ -211,7 +187,7 @@ def test_the_maximum_of_negative_values_is_negative(backend, device):
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
-@pytest.mark.parametrize(("backend", "device"), TARGETS)
+@pytest.mark.every_target
 def test_empty_texts_zero_vectors_and_zero_references_score_zero(backend, device, pooling):
     case = Case((4, 0, 3), 48, device=device)
     case.hidden_states[:4] = 0.0
@@ -221,7 +197,7 @@ def test_empty_texts_zero_vectors_and_zero_references_score_zero(backend, device
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
-@pytest.mark.parametrize(("backend", "device"), TARGETS)
+@pytest.mark.every_target
 def test_nan_in_one_text_stays_in_that_text(backend, device, pooling):
     case = Case((1, 1, 2 * CHUNK_TOKENS), 48, device=device)
     case.hidden_states[1, 7] = float("nan")
@@ -230,7 +206,7 @@ def test_nan_in_one_text_stays_in_that_text(backend, device, pooling):
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
-@pytest.mark.parametrize(("backend", "device"), TARGETS)
+@pytest.mark.every_target
 def test_a_text_s_bits_do_not_depend_on_its_batch(backend, device, pooling):
     lengths = (9, 2 * CHUNK_TOKENS + 3, 0, 40, CHUNK_TOKENS, 1)
     case = Case(lengths, 48, device=device, layer_norm=True)
@@ -248,7 +224,7 @@ def test_a_text_s_bits_do_not_depend_on_its_batch(backend, device, pooling):
             assert torch.equal(vectors, together[1][text : text + 1])
 
 
-@pytest.mark.parametrize(("backend", "device"), TARGETS)
+@pytest.mark.every_target
 def test_rows_may_be_strided_and_rows_behind_the_last_text_are_ignored(backend, device):
     case = Case(RAGGED, 48, device=device, layer_norm=True)
     expected = case.run(backend, "mean")
@@ -267,7 +243,7 @@ def test_rows_may_be_strided_and_rows_behind_the_last_text_are_ignored(backend, 
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
-@pytest.mark.parametrize(("backend", "device"), TARGETS)
+@pytest.mark.every_target
 def test_without_references_it_gives_the_same_vectors(backend, device, pooling):
     case = Case(RAGGED, 48, device=device, layer_norm=True)
     vectors = pooled_embedding(
@@ -277,14 +253,14 @@ def test_without_references_it_gives_the_same_vectors(backend, device, pooling):
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
-@pytest.mark.parametrize(("backend", "device"), TARGETS)
+@pytest.mark.every_target
 def test_a_group_shares_one_reference_whatever_the_index_s_width(backend, device, dtype):
     case = Case(RAGGED, 48, device=device, references=1)
     case.reference_index = torch.zeros(len(RAGGED), dtype=dtype, device=device)
     assert_close(case.run(backend, "mean")[0], case.oracle("mean")[0], layer_norm=False)
 
 
-@pytest.mark.skipif(("triton", "cpu") not in targets(), reason="the kernel runs elsewhere")
+@pytest.mark.skipif(not triton_interpreted(), reason="the kernel runs elsewhere")
 def test_the_kernel_reads_no_memory_outside_the_references():
     from fastreward.kernels.pooled_cosine import launch_pooled_cosine
 

@@ -25,30 +25,6 @@ LARGEST_ERROR = {
 RMS_ERROR = {dtype: error / 2 for dtype, error in LARGEST_ERROR.items()}
 
 
-def targets() -> list[tuple[str, str]]:
-    """Each (back-end, device) that runs here."""
-    found = [("torch", "cpu")]
-    if triton_interpreted():
-        found.append(("triton", "cpu"))
-    if torch.cuda.is_available():
-        found += [("torch", "cuda"), ("triton", "cuda")]
-    return found
-
-
-def dtypes(device: str) -> list[torch.dtype]:
-    """The interpreter computes bf16 wrongly in places; the kernel's bf16 is checked on CUDA."""
-    if triton_interpreted() and device == "cpu":
-        return [torch.float32, torch.float16]
-    return [torch.float32, torch.float16, torch.bfloat16]
-
-
-TARGETS = [pytest.param(*target, id="-".join(target)) for target in targets()]
-TARGETS_AND_DTYPES = [
-    pytest.param(backend, device, dtype, id=f"{backend}-{device}-{str(dtype).removeprefix('torch.')}")
-    for backend, device in targets()
-    for dtype in dtypes(device)
-]
-
 # (slots, slots that are turned): queries, keys and values; keys and values; queries; and what nobody asks for
 SLOTS = [(3, 2), (2, 1), (1, 1), (3, 3), (3, 1)]
 POSITIONS = 300
@@ -111,7 +87,7 @@ class Case:
 
 @pytest.mark.parametrize(("slots", "rotated"), SLOTS)
 @pytest.mark.parametrize("num_tokens", [0, 1, 7, 131])
-@pytest.mark.parametrize(("backend", "device"), TARGETS)
+@pytest.mark.every_target
 def test_what_is_turned_equals_fp64_and_the_other_slots_keep_their_bits(
     backend, device, num_tokens, slots, rotated
 ):
@@ -120,34 +96,34 @@ def test_what_is_turned_equals_fp64_and_the_other_slots_keep_their_bits(
 
 
 @pytest.mark.parametrize(("heads", "head_dim"), [(1, 2), (5, 6), (12, 64), (2, 80), (3, 256), (16, 32)])
-@pytest.mark.parametrize(("backend", "device", "dtype"), TARGETS_AND_DTYPES)
+@pytest.mark.every_target_and_dtype
 def test_every_number_and_width_of_heads_and_dtype(backend, device, dtype, heads, head_dim):
     case = Case(11, heads, head_dim, device=device, dtype=dtype)
     case.assert_right(case.run(backend))
 
 
 @pytest.mark.parametrize("theta", [1.0, 160000.0, 1e9])
-@pytest.mark.parametrize(("backend", "device"), TARGETS)
+@pytest.mark.every_target
 def test_every_theta(backend, device, theta):
     case = Case(7, 2, 64, device=device, theta=theta)
     case.assert_right(case.run(backend))
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
-@pytest.mark.parametrize(("backend", "device"), TARGETS)
+@pytest.mark.every_target
 def test_extreme_values_neither_overflow_nor_vanish(backend, device, scale):
     case = Case(7, 2, 16, device=device, scale=scale)
     case.assert_right(case.run(backend))
 
 
-@pytest.mark.parametrize(("backend", "device"), TARGETS)
+@pytest.mark.every_target
 def test_position_zero_turns_nothing(backend, device):
     case = Case(5, 2, 16, device=device)
     case.position_ids.zero_()
     assert torch.equal(case.run(backend), case.x)
 
 
-@pytest.mark.parametrize(("backend", "device"), TARGETS)
+@pytest.mark.every_target
 def test_dot_products_depend_on_the_distance_alone(backend, device):
     case = Case(1, 4, 32, device=device, slots=2, rotated=2)
     together = case.x.expand(POSITIONS, -1, -1, -1).clone()
@@ -159,7 +135,7 @@ def test_dot_products_depend_on_the_distance_alone(backend, device):
         assert ((dots - dots[0]).abs() / length).max() < 1e-6
 
 
-@pytest.mark.parametrize(("backend", "device"), TARGETS)
+@pytest.mark.every_target
 def test_tokens_may_lie_apart_and_nothing_between_them_is_touched(backend, device):
     case = Case(9, 2, 8, device=device)
     wide = torch.full((12, 100), float("nan"), device=device)
@@ -171,7 +147,7 @@ def test_tokens_may_lie_apart_and_nothing_between_them_is_touched(backend, devic
     assert wide[outside].isnan().all()
 
 
-@pytest.mark.parametrize(("backend", "device"), TARGETS)
+@pytest.mark.every_target
 def test_a_token_s_bits_do_not_depend_on_its_batch(backend, device):
     case = Case(200, 3, 32, device=device)
     together = case.run(backend)
@@ -182,7 +158,7 @@ def test_a_token_s_bits_do_not_depend_on_its_batch(backend, device):
         assert torch.equal(alone.run(backend)[0], together[token])
 
 
-@pytest.mark.parametrize(("backend", "device"), TARGETS)
+@pytest.mark.every_target
 def test_nan_stays_in_its_own_pair(backend, device):
     case = Case(3, 2, 8, device=device)
     case.x[1, 0, 1, 2] = float("nan")
@@ -191,7 +167,7 @@ def test_nan_stays_in_its_own_pair(backend, device):
     assert torch.equal(case.run(backend).isnan(), expected)
 
 
-@pytest.mark.skipif(("triton", "cpu") not in targets(), reason="the kernel runs elsewhere")
+@pytest.mark.skipif(not triton_interpreted(), reason="the kernel runs elsewhere")
 def test_the_kernel_reads_no_memory_outside_the_table_and_shows_nan():
     from fastreward.kernels.rotary import launch_rotary
 

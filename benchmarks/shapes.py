@@ -95,6 +95,7 @@ class Noise:
 # texts. Lengths up to 512 may be longer than a chunk of `pooled_cosine` and take two launches.
 D384: Final = PackedShape("d384", 262_144, 384, mean_tokens=200, min_tokens=16, max_tokens=512)
 D768: Final = PackedShape("d768", 262_144, 768, mean_tokens=200, min_tokens=16, max_tokens=512)
+D1024: Final = PackedShape("d1024", 262_144, 1024, mean_tokens=200, min_tokens=16, max_tokens=512)
 # A quarter of that: a batch of the scorer on a GPU (65,536 tokens, about 330 texts).
 D384_64K: Final = PackedShape("d384-64k", 65_536, 384, mean_tokens=200, min_tokens=16, max_tokens=512)
 D768_64K: Final = PackedShape("d768-64k", 65_536, 768, mean_tokens=200, min_tokens=16, max_tokens=512)

@@ -53,8 +53,8 @@ class WaitingEncoder:
 def engine_that_waits(tokenizer: Tokenizer, texts: list[str]) -> tuple[Engine, Callable[[], object]]:
     """An engine whose encoder waits as long as `prepare`, which is returned too, takes for the same texts."""
     engine = Scorer(DEFAULT_ENCODER, device="cpu", dtype="float32", max_batch_tokens=16_384)._engine
-    engine.tokenizer = tokenizer
-    prepare = partial(engine._prepare, texts, list(range(len(texts))))
+    engine.batcher._tokenizer = tokenizer
+    prepare = partial(engine.batcher.prepare, texts, list(range(len(texts))))
     prepare()
     start = time.perf_counter()
     part = prepare()

@@ -41,10 +41,10 @@ from benchmarks.measure import CPU, errors, provenance, spearman, wide_console, 
 from benchmarks.shapes import PackedShape, explanation_batch
 from benchmarks.workloads import NOT_HERE, Fidelity, Finding, why
 from fastreward import Scorer
+from fastreward.batching import MAX_BATCH_TOKENS
 from fastreward.encoders import packed, weights
 from fastreward.encoders.checkpoint import DEFAULT_ENCODER, is_packaged, load_checkpoint
 from fastreward.encoders.packed import PackedEncoder
-from fastreward.engine import MAX_BATCH_TOKENS
 from fastreward.ops.pooled_cosine import Pooling
 from fastreward.ops.scaled_linear import MIN_IN_FEATURES, ScaledLinear
 from fastreward.packing import PackedBatch, pack, token_budget_batches

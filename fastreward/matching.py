@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastreward.configuration import ScorerStats
 from fastreward.encoders.numerics import own_numerics
-from fastreward.engine import Engine, ScorerStats
+from fastreward.engine import Engine
 from fastreward.errors import InputError
 from fastreward.ops.checks import describe
 from fastreward.ops.maxsim import maxsim

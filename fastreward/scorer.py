@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Final
@@ -15,13 +15,15 @@ import torch
 from torch import Tensor
 
 from fastreward.backends import dtype_name
+from fastreward.configuration import LongTexts, ScorerConfig, ScorerStats
 from fastreward.encoders.checkpoint import DEFAULT_ENCODER
-from fastreward.engine import Engine, LongTexts, ScorerConfig, ScorerStats, new_engine, shared_engine
-from fastreward.errors import InputError, NonFiniteError
+from fastreward.engine import Engine, new_engine, shared_engine
+from fastreward.errors import NonFiniteError
 from fastreward.matching import match
 from fastreward.ops.maxsim import MaxSim
 from fastreward.ops.pooled_cosine import Pooling, pooled_cosine
 from fastreward.packing import upload
+from fastreward.text_arguments import checked_references, checked_texts
 from fastreward.tokenization import Tokenizer
 from fastreward.word_cache import WORD_CACHE_BYTES
 
@@ -134,8 +136,8 @@ class Scorer:
             >>> Scorer(dtype="float32").score(["a cat"], [["a dog", "a cat"]]).round(decimals=4)
             tensor([1.])
         """
-        completions = _texts(completions, "completions")
-        choices = _references(references, len(completions))
+        completions = checked_texts(completions, "completions")
+        choices = checked_references(references, len(completions))
         if not completions:
             return torch.empty(0, dtype=torch.float32, device="cpu")
         texts = {text: row for row, text in enumerate(dict.fromkeys(completions))}
@@ -175,7 +177,7 @@ class Scorer:
             >>> Scorer().embed(["a cat", "a dog"]).shape
             torch.Size([2, 384])
         """
-        texts = _texts(texts, "texts")
+        texts = checked_texts(texts, "texts")
         if not texts:
             return torch.empty((0, self.embedding_dim), dtype=torch.float32, device=device)
         rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
@@ -212,8 +214,8 @@ class Scorer:
             >>> Scorer(dtype="float32").maxsim(["a cat"], [["a dog", "a cat"]]).f1.round(decimals=4)
             tensor([1.])
         """
-        completions = _texts(completions, "completions")
-        choices = _references(references, len(completions))
+        completions = checked_texts(completions, "completions")
+        choices = checked_references(references, len(completions))
         scores, stats = match(self._engine, completions, choices, token_weights)
         self._count(**vars(stats))
         _require_finite(scores, self._engine)
@@ -326,59 +328,6 @@ def _cosines(vectors: Tensor, references: Tensor, reference_index: Tensor) -> Te
     """Score unit vectors [N, D] against the references they point to: each a text of one token to the op."""
     cu_seqlens = torch.arange(len(vectors) + 1, dtype=torch.int32, device=vectors.device)
     return pooled_cosine(vectors, cu_seqlens, references, reference_index, max_seqlen=1)
-
-
-def _require_list(texts: object, expected: str) -> None:
-    if isinstance(texts, str) or not isinstance(texts, Iterable):
-        received = "one string" if isinstance(texts, str) else _kind(texts)
-        raise InputError(expected, received, "Pass a list with one entry for each text.")
-
-
-def _kind(value: object) -> str:
-    return "None" if value is None else type(value).__name__
-
-
-def _texts(texts: Iterable[object], name: str) -> list[str]:
-    _require_list(texts, f"a list of strings as {name}")
-    checked = []
-    for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise InputError(
-                f"a string in {name}[{index}]",
-                _kind(text),
-                "Leave the sample out, or give it a text.",
-            )
-        checked.append(text)
-    return checked
-
-
-def _references(references: Sequence[str | Sequence[str]], count: int) -> list[list[str]]:
-    """Check the references and bring each to the form of a list of choices."""
-    _require_list(references, "a list of references")
-    references = list(references)
-    if len(references) != count:
-        raise InputError(
-            "one reference (or list of references) per completion",
-            f"{count} completions and {len(references)} references",
-            "Pass lists of equal length.",
-        )
-    choices = []
-    for index, reference in enumerate(references):
-        if isinstance(reference, str):
-            choices.append([reference])
-        elif isinstance(reference, list | tuple):
-            choices.append(_texts(reference, f"references[{index}]"))
-        else:
-            raise InputError(
-                f"a string or a list of strings in references[{index}]",
-                _kind(reference),
-                "Leave the sample out, or give it a reference.",
-            )
-        if not choices[-1]:
-            raise InputError(
-                f"at least one reference in references[{index}]", "an empty list", "Leave the sample out."
-            )
-    return choices
 
 
 def _best_of(scores: Tensor, chosen: list[list[int]]) -> Tensor:

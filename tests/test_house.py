@@ -46,6 +46,7 @@ HEIGHT = {
 GROUND = (
     "errors",
     "backends",
+    "batching",
     "packing",
     "prefetch",
     "tokenization",
@@ -58,7 +59,7 @@ GROUND = (
 LAYER = {
     **{name: name for name in HEIGHT if name not in ("ground", "face")},
     **dict.fromkeys(GROUND, "ground"),
-    **dict.fromkeys(("engine", "matching"), "scorer"),
+    **dict.fromkeys(("configuration", "engine", "matching", "text_arguments"), "scorer"),
     **dict.fromkeys(("__main__", "table_io", "diagnosis"), "cli"),
 }
 NARROW_GROUND = {"errors": set[str](), "backends": {"errors"}}  # what these two may import of the house

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastreward import engine
+from fastreward import batching
 from fastreward.encoders.checkpoint import load_checkpoint
 from fastreward.encoders.packed import PackedEncoder
 from fastreward.errors import BackendUnavailableError, InputError
@@ -424,7 +424,7 @@ def test_a_score_of_a_text_with_itself_is_one_and_never_more(minilm, varied_text
 
 @pytest.fixture
 def in_small_parts(monkeypatch):
-    monkeypatch.setitem(engine.MIN_PART, "cpu", 40)
+    monkeypatch.setitem(batching.MIN_PART, "cpu", 40)
 
 
 @pytest.mark.usefixtures("in_small_parts")
@@ -433,9 +433,9 @@ def test_a_call_in_many_parts_gives_what_it_gives_in_one(tiny_folder, long_texts
     texts = ["heart " * (n % 40) + f"{n}" for n in range(200)]
     arguments = {**FP32, "max_seq_length": 24, "long_texts": long_texts}
     scorer = Scorer(tiny_folder, **arguments)
-    assert len(engine._parts([engine._size(text) for text in texts], 40)) > 10
+    assert len(batching._parts([batching._size(text) for text in texts], 40)) > 10
     vectors, stats = scorer.embed(texts), scorer.stats
-    monkeypatch.setitem(engine.MIN_PART, "cpu", 10**9)
+    monkeypatch.setitem(batching.MIN_PART, "cpu", 10**9)
     whole = Scorer(tiny_folder, **arguments)
     close(vectors, whole.embed(texts), atol=2e-6)
     assert stats == whole.stats
@@ -444,7 +444,7 @@ def test_a_call_in_many_parts_gives_what_it_gives_in_one(tiny_folder, long_texts
 @pytest.mark.parametrize("sizes", [[], [1], [1] * 1000, [2], [6, 1, 901, 4, 4, 1, 42]])
 @pytest.mark.parametrize("min_size", [1, 40, 10**6])
 def test_parts_hold_every_text_once_longest_first_sixteen_of_them_at_most(sizes, min_size):
-    parts = engine._parts(sizes, min_size)
+    parts = batching._parts(sizes, min_size)
     rows = [row for part in parts for row in part]
     assert sorted(rows) == list(range(len(sizes)))
     assert [sizes[row] for row in rows] == sorted(sizes, reverse=True)
@@ -471,7 +471,7 @@ def test_an_error_in_a_late_part_is_raised_and_the_scorer_goes_on(tiny_folder, m
 
 
 def test_an_error_in_the_encoder_leaves_no_thread_behind(tiny_folder, monkeypatch):
-    monkeypatch.setitem(engine.MIN_PART, "cpu", 40)
+    monkeypatch.setitem(batching.MIN_PART, "cpu", 40)
     scorer = Scorer(tiny_folder, **FP32)
     before = threading.active_count()
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from functools import partial
 from typing import Final, NamedTuple, cast
 
 import torch
 
-from fastreward.packing import PackedBatch, pack, token_budget_batches
+from fastreward.packing import HostBatch, PackedBatch, lay_out, token_budget_batches
 from fastreward.prefetch import prefetched
 from fastreward.progress import ScoringProgress
 from fastreward.tokenization import Tokenizer
@@ -20,12 +18,15 @@ MAX_BATCH_TOKENS: Final[Mapping[str, int]] = {"cpu": 2048, "cuda": 65536}
 """Tokens of one batch: on a CPU the widest activations of a small encoder should stay in the last-level
 cache; on a GPU a batch should be long enough to hide its launches."""
 
-MIN_PART: Final[Mapping[str, int]] = {"cpu": 32_768, "cuda": 262_144}
-"""Characters that are tokenised at a time, at least. About 8,000 tokens keep a CPU busy for long. On a GPU,
-batches, which are made within a part, should be full: a small encoder's work must outlast its launches."""
+MIN_CHUNK_CHARS: Final = 32_768
+"""Characters that are tokenised at a time, at least: fewer would not keep the tokenizer's threads busy, nor
+gather the words that its cache lacks."""
 
-MAX_PARTS: Final = 16
-"""The first part is tokenised with nothing to overlap: a sixteenth of the work."""
+BATCHES_OF_A_CALL: Final = 4
+"""The first batch is made with nothing to overlap, so that a call should have several, unless they would be
+of less than `MIN_BATCH_TOKENS`."""
+
+MIN_BATCH_TOKENS: Final = 16_384
 
 CHARS_OF_A_TOKEN: Final = 4
 
@@ -40,6 +41,14 @@ class TextBatch(NamedTuple):
     """
 
     packed: PackedBatch
+    rows: list[int]
+    truncated: int
+
+
+class _Laid(NamedTuple):
+    """A batch that is not yet on its device."""
+
+    texts: HostBatch
     rows: list[int]
     truncated: int
 
@@ -63,47 +72,63 @@ class Batcher:
         self._progress = progress
 
     def batches(self, texts: Sequence[str] | Sequence[TokenIds]) -> Generator[TextBatch]:
-        """Yield the batches of N texts, one at least, given as they are or as token ids.
+        """Yield the batches of N texts, one at least, given as they are or as token ids; longest texts first.
 
-        While one part of the texts is used, a thread tokenises the next.
+        While a batch is used, a thread makes the next one.
         """
         sizes = [_size(text) for text in texts]
-        parts = prefetched(_parts(sizes, MIN_PART[self._device.type]), partial(self.prepare, texts))
-        with ScoringProgress(sum(sizes), self._progress) as progress, closing(parts):
-            for part in parts:
-                for chosen in part.batches:
-                    batch = pack([part.sequences[index] for index in chosen], self._device)
-                    rows = [part.rows[index] for index in chosen]
-                    yield TextBatch(batch, rows, sum(part.truncated[index] for index in chosen))
-                    progress.advance(sum(sizes[row] for row in rows))
+        chunks = _chunks(sizes, max(MIN_CHUNK_CHARS, CHARS_OF_A_TOKEN * self._batch_tokens(sum(sizes))))
+        laid = self.laid_out(texts, chunks, sum(sizes))
+        ahead = prefetched(laid) if len(chunks) > 1 else laid
+        with ScoringProgress(sum(sizes), self._progress) as progress, closing(ahead):
+            for batch in ahead:
+                yield TextBatch(batch.texts.to(self._device), batch.rows, batch.truncated)
+                progress.advance(sum(sizes[row] for row in batch.rows))
 
-    def prepare(self, texts: Sequence[str] | Sequence[TokenIds], rows: list[int]) -> Part:
-        """Tokenise some of the texts, cut and frame them, and batch them by their true lengths."""
+    def laid_out(
+        self, texts: Sequence[str] | Sequence[TokenIds], chunks: Sequence[list[int]], size: int
+    ) -> Generator[_Laid]:
+        """Tokenise chunk by chunk, and yield a batch whenever there are tokens for a full one.
+
+        Args:
+            texts: N texts.
+            chunks: The rows of texts that are tokenised together.
+            size: Characters of all texts.
+        """
         room = self._tokenizer.max_content
-        chosen = [texts[row] for row in rows]
-        content = cast(list[TokenIds], chosen)
-        if isinstance(chosen[0], str):
-            content = self._tokenizer.content(cast(list[str], chosen))
-        sequences = [self._tokenizer.frame(ids[:room]) for ids in content]
-        batches = token_budget_batches([len(sequence) for sequence in sequences], self.max_batch_tokens)
-        return Part(rows, sequences, [len(ids) > room for ids in content], batches)
+        specials = self._tokenizer.max_length - room
+        rows: list[int] = []
+        content: list[TokenIds] = []
+        for number, chunk in enumerate(chunks, start=1):
+            rows += chunk
+            content += self._content([texts[row] for row in chunk])
+            lengths = [min(len(ids), room) + specials for ids in content]
+            batches = token_budget_batches(lengths, self._batch_tokens(size))
+            # The last batch has room left, which the next chunk fills.
+            rest = batches.pop() if number < len(chunks) else []
+            for batch in batches:
+                yield self._lay_out([rows[index] for index in batch], [content[index] for index in batch])
+            rows, content = [rows[index] for index in rest], [content[index] for index in rest]
 
+    def _lay_out(self, rows: list[int], content: list[TokenIds]) -> _Laid:
+        """Cut texts to the length there is, and lay them out between their special tokens."""
+        room = self._tokenizer.max_content
+        truncated = sum(len(ids) > room for ids in content)
+        cut = [ids[:room] for ids in content] if truncated else content
+        return _Laid(
+            lay_out(cut, prefix=self._tokenizer.prefix, suffix=self._tokenizer.suffix), rows, truncated
+        )
 
-@dataclass(frozen=True)
-class Part:
-    """Some texts of a call, ready to be computed.
+    def _content(self, texts: Sequence[str | TokenIds]) -> list[TokenIds]:
+        """Token ids of texts, or those that were given."""
+        if isinstance(texts[0], str):
+            return self._tokenizer.content(cast(list[str], texts))
+        return cast(list[TokenIds], texts)
 
-    Attributes:
-        rows: Which texts of the call they are.
-        sequences: The token ids of each, special tokens set.
-        truncated: Whether each was cut.
-        batches: Batches of indices into all three.
-    """
-
-    rows: list[int]
-    sequences: list[TokenIds]
-    truncated: list[bool]
-    batches: list[list[int]]
+    def _batch_tokens(self, size: int) -> int:
+        """Tokens of a batch in a call of so many characters."""
+        share = size // (CHARS_OF_A_TOKEN * BATCHES_OF_A_CALL)
+        return min(self.max_batch_tokens, max(MIN_BATCH_TOKENS, share))
 
 
 def _size(text: str | TokenIds) -> int:
@@ -111,18 +136,14 @@ def _size(text: str | TokenIds) -> int:
     return 1 + (len(text) if isinstance(text, str) else CHARS_OF_A_TOKEN * len(text))
 
 
-def _parts(sizes: Sequence[int], min_size: int) -> list[list[int]]:
-    """Split texts into parts of like length, longest first, for tokenising and computing to overlap.
-
-    `MAX_PARTS` of them, and fewer where one would have less than `min_size` characters.
-    """
-    part_size = max(min_size, -(-sum(sizes) // MAX_PARTS))
-    parts: list[list[int]] = []
+def _chunks(sizes: Sequence[int], chunk_size: int) -> list[list[int]]:
+    """Split rows, longest text first, into chunks of `chunk_size` characters, or a little more."""
+    chunks: list[list[int]] = []
     room = 0
     for row in sorted(range(len(sizes)), key=lambda row: -sizes[row]):
-        if not parts or room <= 0:
-            parts.append([])
-            room = part_size
-        parts[-1].append(row)
+        if not chunks or room <= 0:
+            chunks.append([])
+            room = chunk_size
+        chunks[-1].append(row)
         room -= sizes[row]
-    return parts
+    return chunks

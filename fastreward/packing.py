@@ -41,6 +41,54 @@ class PackedBatch:
         return max(self.lengths, default=0)
 
 
+@dataclass(frozen=True)
+class HostBatch:
+    """What makes a `PackedBatch`, still on the host, so that a thread can make it ahead of its use.
+
+    Attributes:
+        input_ids: [T].
+        position_ids: [T].
+        cu_seqlens: [N + 1].
+        lengths: [N].
+    """
+
+    input_ids: NDArray[np.int32]
+    position_ids: NDArray[np.int32]
+    cu_seqlens: NDArray[np.int32]
+    lengths: NDArray[np.int32]
+
+    def to(self, device: torch.device) -> PackedBatch:
+        """Copy it to a device; a GPU's copy is not waited for."""
+        on_device = upload((self.input_ids, self.position_ids, self.cu_seqlens), device)
+        return PackedBatch(on_device[0], on_device[1], on_device[2], tuple(self.lengths.tolist()))
+
+
+def lay_out(
+    token_ids: Sequence[Sequence[int] | NDArray[np.int32]], *, prefix: bytes = b"", suffix: bytes = b""
+) -> HostBatch:
+    """Lay texts, given as token ids, one after another in their order.
+
+    Args:
+        token_ids: The ids of N texts.
+        prefix: int32 ids, as bytes, that stand before each text.
+        suffix: Those behind it.
+
+    Example:
+        >>> cls, sep = (np.int32(token).tobytes() for token in (101, 102))
+        >>> lay_out([[5, 6], []], prefix=cls, suffix=sep).input_ids
+        array([101,   5,   6, 102, 101, 102], dtype=int32)
+    """
+    texts = [np.ascontiguousarray(ids, dtype=np.int32) for ids in token_ids]
+    specials = (len(prefix) + len(suffix)) // np.dtype(np.int32).itemsize
+    lengths = np.fromiter(map(len, texts), dtype=np.int32, count=len(texts)) + np.int32(specials)
+    cu_seqlens = np.zeros(len(texts) + 1, dtype=np.int32)
+    np.cumsum(lengths, out=cu_seqlens[1:])
+    framed = b"".join([piece for ids in texts for piece in (prefix, ids.data, suffix)])
+    input_ids = np.frombuffer(framed, dtype=np.int32)
+    position_ids = np.arange(len(input_ids), dtype=np.int32) - np.repeat(cu_seqlens[:-1], lengths)
+    return HostBatch(input_ids, position_ids, cu_seqlens, lengths)
+
+
 def pack(token_ids: Sequence[Sequence[int] | NDArray[np.int32]], device: torch.device) -> PackedBatch:
     """Pack texts, given as token ids, in their order.
 
@@ -48,14 +96,7 @@ def pack(token_ids: Sequence[Sequence[int] | NDArray[np.int32]], device: torch.d
         >>> pack([[5, 6, 7], [8, 9]], torch.device("cpu")).cu_seqlens
         tensor([0, 3, 5], dtype=torch.int32)
     """
-    lengths = np.fromiter(map(len, token_ids), dtype=np.int32, count=len(token_ids))
-    cu_seqlens = np.zeros(len(token_ids) + 1, dtype=np.int32)
-    np.cumsum(lengths, out=cu_seqlens[1:])
-    texts = [np.asarray(ids, dtype=np.int32) for ids in token_ids]
-    input_ids = np.concatenate(texts) if texts else np.empty(0, dtype=np.int32)
-    position_ids = np.arange(len(input_ids), dtype=np.int32) - np.repeat(cu_seqlens[:-1], lengths)
-    on_device = upload((input_ids, position_ids, cu_seqlens), device)
-    return PackedBatch(on_device[0], on_device[1], on_device[2], tuple(lengths.tolist()))
+    return lay_out(token_ids).to(device)
 
 
 def upload(arrays: Sequence[NDArray[np.int32]], device: torch.device) -> list[Tensor]:

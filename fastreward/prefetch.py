@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 Item = TypeVar("Item")
-Prepared = TypeVar("Prepared")
 
 
-def prefetched(items: Sequence[Item], prepare: Callable[[Item], Prepared]) -> Generator[Prepared]:
-    """Yield prepare(item) for each item in turn; the next one is made in a thread meanwhile.
+def prefetched(items: Generator[Item]) -> Generator[Item]:
+    """Yield what a generator yields; the next one is made in a thread meanwhile.
 
-    One is made ahead, never more, so that memory stays bounded. For a single item there is no thread. Where
-    `prepare` raises, the exception comes out when its item's turn has come.
+    One is made ahead, never more, so that memory stays bounded. Where the generator raises, the exception
+    comes out in its turn. Who stops early closes the generator, once what it is making is made.
 
     Example:
-        >>> list(prefetched([1, 2, 3], lambda n: n * n))
+        >>> list(prefetched(number * number for number in (1, 2, 3)))
         [1, 4, 9]
     """
-    if len(items) < 2:
-        yield from map(prepare, items)
-        return
+    end = object()
     with ThreadPoolExecutor(1, thread_name_prefix="fastreward-prefetch") as thread:
-        ahead = thread.submit(prepare, items[0])
-        for item in items[1:]:
-            current, ahead = ahead.result(), thread.submit(prepare, item)
-            yield current
-        yield ahead.result()
+        ahead = thread.submit(next, items, end)
+        try:
+            while (item := ahead.result()) is not end:
+                ahead = thread.submit(next, items, end)
+                yield item  # type: ignore[misc]  # it is not the end
+        finally:
+            thread.submit(items.close)

@@ -62,7 +62,7 @@ class Tokenizer:
         self._tokenizer = tokenizer
         self._prompt = prompt
         prefix, suffix = _special_tokens(tokenizer)
-        self._prefix, self._suffix = (np.array(ids, dtype=np.int32).tobytes() for ids in (prefix, suffix))
+        self.prefix, self.suffix = (np.array(ids, dtype=np.int32).tobytes() for ids in (prefix, suffix))
         self.max_length = max_length
         self.max_content = max_length - len(prefix) - len(suffix)
         if self.max_content < 1:
@@ -131,7 +131,7 @@ class Tokenizer:
     def frame(self, content: TokenIds | Sequence[int]) -> TokenIds:
         """Set the special tokens around content ids: [T], int32, not to be written to."""
         ids = np.ascontiguousarray(content, dtype=np.int32)
-        return np.frombuffer(b"".join((self._prefix, ids.data, self._suffix)), dtype=np.int32)
+        return np.frombuffer(b"".join((self.prefix, ids.data, self.suffix)), dtype=np.int32)
 
 
 def _special_tokens(tokenizer: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:

@@ -419,40 +419,30 @@ def test_a_score_of_a_text_with_itself_is_one_and_never_more(minilm, varied_text
     assert scores.min() >= 1.0 - BOUNDS[dtype][0]
 
 
-# Tokenised in parts, while other parts are computed
+# Tokenised in chunks, while batches are computed
 
 
 @pytest.fixture
-def in_small_parts(monkeypatch):
-    monkeypatch.setitem(batching.MIN_PART, "cpu", 40)
+def in_small_chunks(monkeypatch):
+    monkeypatch.setattr(batching, "MIN_CHUNK_CHARS", 40)
+    monkeypatch.setattr(batching, "MIN_BATCH_TOKENS", 16)
 
 
-@pytest.mark.usefixtures("in_small_parts")
+@pytest.mark.usefixtures("in_small_chunks")
 @pytest.mark.parametrize("long_texts", ["truncate", "chunk"])
-def test_a_call_in_many_parts_gives_what_it_gives_in_one(tiny_folder, long_texts, monkeypatch):
+def test_a_call_in_many_chunks_gives_what_it_gives_in_one(tiny_folder, long_texts, monkeypatch):
     texts = ["heart " * (n % 40) + f"{n}" for n in range(200)]
     arguments = {**FP32, "max_seq_length": 24, "long_texts": long_texts}
     scorer = Scorer(tiny_folder, **arguments)
-    assert len(batching._parts([batching._size(text) for text in texts], 40)) > 10
     vectors, stats = scorer.embed(texts), scorer.stats
-    monkeypatch.setitem(batching.MIN_PART, "cpu", 10**9)
+    monkeypatch.undo()
     whole = Scorer(tiny_folder, **arguments)
     close(vectors, whole.embed(texts), atol=2e-6)
     assert stats == whole.stats
 
 
-@pytest.mark.parametrize("sizes", [[], [1], [1] * 1000, [2], [6, 1, 901, 4, 4, 1, 42]])
-@pytest.mark.parametrize("min_size", [1, 40, 10**6])
-def test_parts_hold_every_text_once_longest_first_sixteen_of_them_at_most(sizes, min_size):
-    parts = batching._parts(sizes, min_size)
-    rows = [row for part in parts for row in part]
-    assert sorted(rows) == list(range(len(sizes)))
-    assert [sizes[row] for row in rows] == sorted(sizes, reverse=True)
-    assert len(parts) <= 16
-
-
-@pytest.mark.usefixtures("in_small_parts")
-def test_an_error_in_a_late_part_is_raised_and_the_scorer_goes_on(tiny_folder, monkeypatch):
+@pytest.mark.usefixtures("in_small_chunks")
+def test_an_error_in_a_late_chunk_is_raised_and_the_scorer_goes_on(tiny_folder, monkeypatch):
     scorer = Scorer(tiny_folder, **FP32)
     texts = ["heart " * n for n in range(40)]
     expected = scorer.embed(texts)
@@ -471,7 +461,8 @@ def test_an_error_in_a_late_part_is_raised_and_the_scorer_goes_on(tiny_folder, m
 
 
 def test_an_error_in_the_encoder_leaves_no_thread_behind(tiny_folder, monkeypatch):
-    monkeypatch.setitem(batching.MIN_PART, "cpu", 40)
+    monkeypatch.setattr(batching, "MIN_CHUNK_CHARS", 40)
+    monkeypatch.setattr(batching, "MIN_BATCH_TOKENS", 16)
     scorer = Scorer(tiny_folder, **FP32)
     before = threading.active_count()
 

@@ -1,0 +1,79 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from fastreward import batching
+from fastreward.batching import Batcher
+from fastreward.encoders.checkpoint import load_checkpoint
+from fastreward.tokenization import Tokenizer
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def tokenizer(tiny_folder):
+    return Tokenizer.from_file(load_checkpoint(str(tiny_folder)).tokenizer_file, max_length=24)
+
+
+@pytest.fixture
+def in_small_chunks(monkeypatch):
+    monkeypatch.setattr(batching, "MIN_CHUNK_CHARS", 40)
+    monkeypatch.setattr(batching, "MIN_BATCH_TOKENS", 1)
+
+
+@pytest.mark.parametrize("sizes", [[], [1], [1] * 1000, [2], [6, 1, 901, 4, 4, 1, 42]])
+@pytest.mark.parametrize("chunk_size", [1, 40, 10**6])
+def test_chunks_hold_every_text_once_longest_first_and_none_is_too_small(sizes, chunk_size):
+    chunks = batching._chunks(sizes, chunk_size)
+    rows = [row for chunk in chunks for row in chunk]
+    assert sorted(rows) == list(range(len(sizes)))
+    assert [sizes[row] for row in rows] == sorted(sizes, reverse=True)
+    assert all(sum(sizes[row] for row in chunk) >= chunk_size for chunk in chunks[:-1])
+
+
+@pytest.mark.usefixtures("in_small_chunks")
+@pytest.mark.parametrize("budget", [1, 30, 100, 10**6])
+def test_batches_hold_every_text_once_framed_cut_and_within_the_budget(tokenizer, budget):
+    texts = ["heart " * (n * 7 % 40) + f"{n}" for n in range(200)]
+    expected = tokenizer(texts)
+    seen, truncated = [], 0
+    for batch in Batcher(tokenizer, CPU, budget, progress=False).batches(texts):
+        packed = batch.packed
+        assert packed.num_tokens <= budget or len(batch.rows) == 1
+        ids = packed.input_ids.split(list(packed.lengths))
+        assert [row.tolist() for row in ids] == [expected[row] for row in batch.rows]
+        positions = [list(range(length)) for length in packed.lengths]
+        assert packed.position_ids.tolist() == list(itertools.chain(*positions))
+        assert packed.cu_seqlens.tolist() == [0, *itertools.accumulate(packed.lengths)]
+        seen += batch.rows
+        truncated += batch.truncated
+    assert sorted(seen) == list(range(200))
+    assert truncated == sum(len(ids) > tokenizer.max_content for ids in tokenizer.content(texts)) > 0
+
+
+@pytest.mark.usefixtures("in_small_chunks")
+def test_batches_are_filled_across_chunks(tokenizer):
+    texts = ["heart lung"] * 500
+    lengths = [
+        batch.packed.num_tokens for batch in Batcher(tokenizer, CPU, 100, progress=False).batches(texts)
+    ]
+    of_one = len(tokenizer(texts[:1])[0])
+    assert all(100 - of_one < length <= 100 for length in lengths[:-1])
+
+
+def test_token_ids_are_framed_and_cut_like_texts(tokenizer):
+    ids = [np.arange(5, dtype=np.int32), np.arange(40, dtype=np.int32), np.zeros(0, dtype=np.int32)]
+    (batch,) = Batcher(tokenizer, CPU, 10**6, progress=False).batches(ids)
+    rows = [row.tolist() for row in batch.packed.input_ids.split(list(batch.packed.lengths))]
+    assert rows == [tokenizer.frame(ids[row][: tokenizer.max_content]).tolist() for row in batch.rows]
+    assert batch.truncated == 1
+
+
+def test_a_call_on_a_gpu_comes_in_several_batches_unless_they_would_be_small(tokenizer):
+    batcher = Batcher(tokenizer, CPU, 65_536, progress=False)
+    assert batcher._batch_tokens(4 * 10_000) == batching.MIN_BATCH_TOKENS
+    assert batcher._batch_tokens(4 * 100_000) == 25_000
+    assert batcher._batch_tokens(4 * 10**7) == 65_536
+    assert Batcher(tokenizer, CPU, 2_048, progress=False)._batch_tokens(4 * 10**7) == 2_048

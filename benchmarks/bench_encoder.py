@@ -62,7 +62,8 @@ from benchmarks.measure import (
 )
 from benchmarks.peers import HuggingFacePeer
 from benchmarks.shapes import PackedShape
-from benchmarks.workloads import NOT_HERE, OURS, Case, Variant, Workload, why
+from benchmarks.texts import log_normal
+from benchmarks.workloads import NOT_HERE, OURS, Ask, Case, Variant, Workload, why
 from fastreward.encoders.checkpoint import DEFAULT_ENCODER, load_checkpoint
 from fastreward.encoders.packed import PackedEncoder
 from fastreward.ops.scaled_linear import MIN_IN_FEATURES
@@ -75,13 +76,22 @@ HUGGING_FACE: Final = "Hugging Face"
 
 # --------------------------------------------------------------------------- on a GPU
 
-# Texts of 65,536 tokens in all, the scorer's batch on a GPU. The last shape is the limit of BERT-type
-# encoders, where every text has the same length and padding costs the peer nothing.
-LENGTHS: Final = {
-    "64": PackedShape("64", 65_536, 0, mean_tokens=64, min_tokens=16, max_tokens=256),
-    "200": PackedShape("200", 65_536, 0, mean_tokens=200, min_tokens=16, max_tokens=512),
-    "512": PackedShape("512", 65_536, 0, mean_tokens=512, min_tokens=512, max_tokens=512),
+MAX_TOKENS: Final = 2048
+"""Positions of the random encoders here. A real BERT has 512, which leaves a mean length of 512 no spread."""
+
+# Texts of 65,536 tokens in all, the scorer's batch on a GPU, of log-normal lengths (`texts.SIGMA`).
+LENGTHS: Final = {str(mean): log_normal(mean, 65_536, min(MAX_TOKENS, 8 * mean)) for mean in (64, 200, 512)}
+
+ENCODERS: Final = tuple(
+    replace(shape, max_tokens=MAX_TOKENS)
+    for shape in (MINILM_L6, E5_SMALL, BGE_BASE, BGE_LARGE, MODERNBERT_BASE)
+)
+
+ASKED_M_TOKENS_PER_S: Final = {
+    **{"minilm-l6": 12.0, "e5-small": 7.0, "bge-base": 2.5, "bge-large": 0.75, "modernbert-base": 1.8}
 }
+"""Of ours from ids at a mean length of 200."""
+ASKED_LENGTH: Final = "200"
 
 MAX_ERROR: Final = 2e-2
 """Of an element of a unit vector in bf16. An element of a wrong vector of 1,024 is off by 0.044 RMS, which is
@@ -194,8 +204,11 @@ def configuration(shape: EncoderShape) -> dict[str, Any]:
 
 
 WORKLOADS: Final = tuple(
-    Workload("encoder", f"{shape.name}-{name}", "compute", partial(draw, shape, texts))
-    for shape in (MINILM_L6, E5_SMALL, BGE_BASE, BGE_LARGE, MODERNBERT_BASE)
+    Workload(
+        *("encoder", f"{shape.name}-{name}", "compute", partial(draw, shape, texts)),
+        asks=(Ask("M tokens/s", ASKED_M_TOKENS_PER_S[shape.name]),) if name == ASKED_LENGTH else (),
+    )
+    for shape in ENCODERS
     for name, texts in LENGTHS.items()
 )
 

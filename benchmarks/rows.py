@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from rich.markup import escape
 from rich.table import Table
 
 from benchmarks.measure import Ceiling, Clock, Copy, MatrixProduct, Ratio, Run, Timing
-from benchmarks.workloads import Case, Checked, Finding
+from benchmarks.workloads import SENTENCE_TRANSFORMERS, Ask, Case, Checked, Finding
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,9 @@ class Row:
         slower_than_ours: How many times as long as ours, of the medians.
         asked_percent: What `percent_of_ceiling` must be at least; None asks nothing.
         error: Why it was not timed.
+        peak_flops: Operations a second of which the MFU is a share; None where there is no MFU.
+        tail: Whether rounds are many enough, and alike enough, for their 99th percentile to say something.
+        facts: What else the row should say, by name: a batch size, the share of known words.
     """
 
     workload: str
@@ -43,6 +46,20 @@ class Row:
     slower_than_ours: Ratio | None = None
     asked_percent: float | None = None
     error: str | None = None
+    peak_flops: float | None = None
+    tail: bool = False
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def p99_s(self) -> float | None:
+        """One round in a hundred took more; None where that says nothing."""
+        return self.timing.quantile(0.99) if self.timing is not None and self.tail else None
+
+    @property
+    def mfu_percent(self) -> float | None:
+        """Operations of the matrix products a second, as a share of the peak."""
+        reached = self.per_second(self.flops)
+        return None if reached is None or not self.peak_flops else 100.0 * reached / self.peak_flops
 
     def per_second(self, amount: int) -> float | None:
         """An amount a second, at the median."""
@@ -72,10 +89,13 @@ class Row:
             "flops": self.flops,
             "tflop_per_s": tflop_per_s,
             "tokens_per_s": self.per_second(self.tokens),
+            "mfu_percent": self.mfu_percent,
+            "p99_s": self.p99_s,
             "percent_of_ceiling": self.percent_of_ceiling,
             "asked_percent": self.asked_percent,
             "met": self.met,
             "slower_than_ours": None if ratio is None else ratio.as_json(),
+            "facts": dict(self.facts),
             "error": self.error,
         }
 
@@ -173,11 +193,86 @@ def _against(row: Row, name: str, ceiling: Ceiling, timing: Timing) -> Row:
     return replace(row, percent_of_ceiling=None if reached is None else 100.0 * reached / best)
 
 
-def fidelity_table(findings: Sequence[Finding]) -> Table:
-    """Show what was found."""
-    table = Table(title="results")
-    for column in ("scores", "asked", "found", ""):
+def fidelity_table(findings: Sequence[Finding], title: str = "results", what: str = "scores") -> Table:
+    """Show what was found, and whether it is as asked."""
+    table = Table(title=title)
+    for column in (what, "asked", "found", ""):
         table.add_column(column)
     for finding in findings:
         table.add_row(*map(escape, finding.cells()))
     return table
+
+
+# --------------------------------------------------------------------------- from texts or ids to results
+
+
+END_TO_END_COLUMNS: Final = (
+    *("workload", "variant", "clock", "p50 ms", "p20", "p80", "p99", "M tokens/s", "MFU"),
+    *("× ours", "(p20 – p80)", ""),
+)
+
+
+def end_to_end_table(title: str, rows: Sequence[Row]) -> Table:
+    """Show rows of encoders, a line between workloads; where a row has facts they stand at its end."""
+    table = Table(title=title)
+    for column in END_TO_END_COLUMNS:
+        table.add_column(
+            column, justify="left" if column in ("workload", "variant", "clock", "") else "right"
+        )
+    for row, following in zip(rows, [*rows[1:], None], strict=True):
+        table.add_row(
+            *_end_to_end_cells(row), end_section=following is None or following.workload != row.workload
+        )
+    return table
+
+
+def _end_to_end_cells(row: Row) -> list[str]:
+    if row.timing is None:
+        return [row.workload, row.variant, row.clock, "not timed", *[""] * (len(END_TO_END_COLUMNS) - 4)]
+    t, ratio = row.timing, row.slower_than_ours
+    return [
+        row.workload,
+        row.variant,
+        row.clock,
+        *(_shown(seconds, 1e3) for seconds in (t.p50, t.p20, t.p80, row.p99_s)),
+        _shown(row.per_second(row.tokens), 1e-6),
+        "" if row.mfu_percent is None else f"{row.mfu_percent:.1f} %",
+        "" if ratio is None else f"{ratio.of_medians:.2f}",
+        "" if ratio is None else f"{ratio.quantile(0.2):.2f} – {ratio.quantile(0.8):.2f}",
+        ", ".join(f"{name} {_fact(v)}" for name, v in row.facts.items() if not isinstance(v, Mapping)),
+    ]
+
+
+def _fact(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def target(name: str, ask: Ask, rows: Sequence[Row], not_judged: str | None) -> Finding:
+    """Hold a workload's rows against what is asked.
+
+    Args:
+        name: The workload's.
+        ask: What is asked.
+        rows: The workload's rows.
+        not_judged: Why nothing is judged in this run, or None.
+    """
+    value, reason = _reached(ask, rows)
+    if not_judged is not None:
+        value, reason = None, not_judged
+    at_most = ask.quantity == "ms"
+    return Finding(f"{name}, {ask.variant}", ask.quantity, value, ask.bound, at_most, reason)
+
+
+def _reached(ask: Ask, rows: Sequence[Row]) -> tuple[float | None, str]:
+    timed = [row for row in rows if row.timing is not None]
+    # Latency of a kernel is taken by two clocks; what is asked is what the caller waits for, the later one.
+    ours = next((row for row in reversed(timed) if row.variant == ask.variant), None)
+    if ours is None or ours.timing is None:
+        return None, next((row.error for row in rows if row.error), None) or "not timed"
+    if ask.quantity == "ms":
+        return 1e3 * ours.timing.p50, ""
+    if ask.quantity == "M tokens/s":
+        rate = ours.per_second(ours.tokens)
+        return (None, "no tokens") if rate is None else (rate / 1e6, "")
+    peers = [row.timing.p50 for row in timed if row.timing and row.variant.startswith(SENTENCE_TRANSFORMERS)]
+    return (min(peers) / ours.timing.p50, "") if peers else (None, "no peer was timed")

@@ -25,7 +25,7 @@ A `bench_<op>.py` lists its `WORKLOADS` and has one test; `gpu_suite.py` finds t
 
 A module may also have `check_edges(device)`, which the GPU suite calls before it times the op, and which
 raises `GateError` where the op is wrong at the sizes at which implementations go wrong first; and `FIDELITY`,
-requirements on results instead of times.
+requirements on results instead of times. What is timed from texts to results is a `Scenario` (scenarios.py).
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ OURS: Final = "fastreward"
 EAGER: Final = "eager"
 COMPILED: Final = "compiled"
 COPY: Final = "copy"
+SENTENCE_TRANSFORMERS: Final = "sentence-transformers"
 MATRIX_PRODUCT: Final = "matrix product"
 
 # What `torch.compile` is asked for. Autotuning is what PyTorch's documentation advises for throughput; for
@@ -100,6 +101,22 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Ask:
+    """What a variant of ours has to reach on an H100.
+
+    Attributes:
+        quantity: "M tokens/s"; "times the best peer", how many times as fast as the fastest row of
+            sentence-transformers; or "ms", the median.
+        bound: At most so much for "ms", else at least.
+        variant: Whose row.
+    """
+
+    quantity: Literal["M tokens/s", "times the best peer", "ms"]
+    bound: float
+    variant: str = OURS
+
+
+@dataclass(frozen=True)
 class Workload:
     """One op at one shape, to be drawn where it runs.
 
@@ -113,6 +130,7 @@ class Workload:
         latency: So little work that what counts is how soon it is done: timed on the GPU and by the
             caller's clock, and held against no ceiling.
         asked_percent: What ours must reach of the ceiling on a GPU, in per cent; None asks nothing.
+        asks: What else is asked, of an H100.
     """
 
     op: str
@@ -121,6 +139,7 @@ class Workload:
     draw: Callable[[torch.device, torch.dtype, bool], Case]
     latency: bool = False
     asked_percent: float | None = None
+    asks: tuple[Ask, ...] = ()
 
     @property
     def ceiling(self) -> str:

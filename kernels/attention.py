@@ -51,7 +51,7 @@ class AttentionTables:
         shared: Whether several texts may share a tile.
         tiles: [P, 4], int32: a tile's rows are first … last - 1, and their keys those of the texts
             text_first … text_last - 1. A tile without rows (first ≥ last) does nothing. P is at most
-            T // block_m + N, which depends on no length.
+            T // block_m + N, and where tiles are shared 3 T // block_m + 1, which depends on no length.
         offsets: [N + 1], int32: the texts' starts.
     """
 
@@ -62,22 +62,18 @@ class AttentionTables:
 
 
 def attention_tables(
-    lengths: Sequence[int], device: torch.device, *, batch_invariant: bool
+    lengths: Sequence[int], *, batch_invariant: bool, filler: Sequence[int] = ()
 ) -> AttentionTables:
-    """Cut a batch on the host and copy the tables to the device, in one copy that is not waited for.
+    """Cut a batch on the host, and behind it texts of `filler` tokens, which have no say in how.
 
     With `batch_invariant` tiles have a fixed size and no tile holds two texts.
     """
     long = sum(length * length for length in lengths) >= LONG_TEXT * max(1, sum(lengths))
     block_m = LONG_ROWS if long and not batch_invariant else SHORT_ROWS
     shared = not long and not batch_invariant
+    lengths = (*lengths, *filler)
     offsets = torch.tensor([0, *lengths], device="cpu").cumsum(0).int()
-    tiles = cut_tiles(lengths, offsets, block_m, shared=shared)
-    buffer = torch.cat([tiles.flatten(), offsets])
-    if device.type == "cuda":
-        buffer = buffer.pin_memory()
-    moved_tiles, moved_offsets = buffer.to(device, non_blocking=True).split([tiles.numel(), len(offsets)])
-    return AttentionTables(block_m, shared, moved_tiles.view(-1, 4), moved_offsets)
+    return AttentionTables(block_m, shared, cut_tiles(lengths, offsets, block_m, shared=shared), offsets)
 
 
 def cut_tiles(lengths: Sequence[int], offsets: torch.Tensor, block_m: int, *, shared: bool) -> torch.Tensor:

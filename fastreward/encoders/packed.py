@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -47,12 +48,56 @@ from fastreward.packing import PackedBatch
 INVARIANT_ROWS: Final = {"cpu": 256, "cuda": 2048}
 
 
+@dataclass(frozen=True)
+class PreparedBatch:
+    """A batch with all that the device needs to compute it, already there.
+
+    Attributes:
+        input_ids: [T], int32.
+        position_ids: [T], int32.
+        layout: Where the N texts lie, and their attention's tables.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    layout: AttentionLayout
+
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+        return self.input_ids.shape[0]
+
+
+@dataclass(frozen=True)
+class LastStates:
+    """What the layers leave to the pooling.
+
+    Attributes:
+        states: [T, D], or with `first_tokens` [N, D], one row for each text.
+        residual: Of the same shape; where it is given, it is still to be added and the sum to be normalised.
+        first_tokens: Whether these are the texts' first tokens alone; a text without tokens has a row too,
+            which means nothing.
+    """
+
+    states: Tensor
+    residual: Tensor | None
+    first_tokens: bool
+
+    def head(self, num_rows: int) -> LastStates:
+        """Return the first rows alone."""
+        residual = None if self.residual is None else self.residual[:num_rows]
+        return LastStates(self.states[:num_rows], residual, self.first_tokens)
+
+
 class PackedEncoder:
     """BERT, RoBERTa, XLM-R and ModernBERT over packed tokens, on the ops of `fastreward.ops`.
 
     The forward is one chain for all of them: a block, then its residual and a LayerNorm in one pass. `normed`
     is what the next block reads and `stream` what its result is added to. Where the norm stands behind the
     residual (BERT) they are the same; where it stands before the block (ModernBERT) the stream stays a sum.
+
+    It has three steps: `prepare` does what the host does and all copying; `forward` is work of the device
+    alone, which neither waits nor copies, so that it can be recorded; `normed`, `pooled` and `scored` end it.
 
     Args:
         checkpoint: Files and settings.
@@ -115,128 +160,158 @@ class PackedEncoder:
         if device.type == "cuda":  # the weights are there, whichever stream computes first
             torch.cuda.current_stream(device).synchronize()
 
+    @property
+    def first_tokens_suffice(self) -> bool:
+        """Whether `forward` computes the last layer for the first tokens alone, as for CLS pooling."""
+        return bool(self._layers) and self._layers[-1].query is not None
+
     def hidden(self, batch: PackedBatch) -> Tensor:
         """Return the last hidden states, [T, D] in `dtype`."""
         with own_numerics(self.device, self.dtype):
-            normed, stream, layout = self._inner_layers(batch)
-            if not batch.num_tokens or not self._layers:
-                return normed
-            last = self._layers[-1]
-            attended = self._attend(last, normed, batch, layout)
-            return self._by_rows(partial(self._after_attention, last), attended, stream)[0]
+            return self.normed(self.forward(self.prepare(batch), every_token=True))
 
     def embed(self, batch: PackedBatch) -> Tensor:
         """Return one unit vector for each text, [N, D], fp32; zeros for a text without tokens."""
         with own_numerics(self.device, self.dtype):
-            output, cu_seqlens, max_seqlen, norm = self._before_last_norm(batch)
-            return pooled_embedding(
-                output, cu_seqlens, pooling=self.pooling, max_seqlen=max_seqlen, layer_norm=norm
-            )
+            return self.pooled(self.forward(self.prepare(batch)), batch)
 
     def cosine(self, batch: PackedBatch, references: Tensor, reference_index: Tensor) -> Tensor:
         """Score each text by its cosine with a row of `references`: [N], fp32."""
         with own_numerics(self.device, self.dtype):
-            output, cu_seqlens, max_seqlen, norm = self._before_last_norm(batch)
-            return pooled_cosine(
-                output,
-                cu_seqlens,
-                references,
-                reference_index,
-                pooling=self.pooling,
-                max_seqlen=max_seqlen,
-                layer_norm=norm,
-            )
+            last = self.forward(self.prepare(batch))
+            return self.scored(last, batch, references, reference_index)
 
-    def _before_last_norm(self, batch: PackedBatch) -> tuple[Tensor, Tensor, int, LastLayerNorm | None]:
-        """Run all layers; the last residual add and LayerNorm are left to the pooling where it takes them.
-
-        Returns:
-            What is to be pooled, its `cu_seqlens` and longest text, and the norm that is left to do. With CLS
-            pooling that is a row for each text that has tokens, and none for one that has not.
-        """
-        normed, stream, layout = self._inner_layers(batch)
-        cu_seqlens, max_seqlen = batch.cu_seqlens, batch.max_seqlen
-        if not batch.num_tokens or not self._layers:
-            return normed, cu_seqlens, max_seqlen, None
-        last = self._layers[-1]
-        if last.query is None:
-            attended = self._attend(last, normed, batch, layout)
-        else:
-            attended = self._attend_from_first(last, normed, batch, layout)
-            stream = stream[batch.cu_seqlens[:-1].clamp(max=batch.num_tokens - 1)]
-            cu_seqlens, max_seqlen = self._one_row_a_text(batch)
-            if 0 in batch.lengths:
-                full = [text for text, length in enumerate(batch.lengths) if length]
-                rows = torch.tensor(full, dtype=torch.int64, device="cpu").to(self.device)
-                attended, stream = attended[rows], stream[rows]
-        if self.hidden_size > MAX_LAYER_NORM_SIZE or self._fused_mlp:
-            output = self._by_rows(partial(self._after_attention, last), attended, stream)[0]
-            return output, cu_seqlens, max_seqlen, None
-        output, residual = self._by_rows(partial(self._before_output_norm, last), attended, stream)
-        norm = last.output_norm
-        return output, cu_seqlens, max_seqlen, LastLayerNorm(residual, norm.weight, norm.bias, norm.eps)
-
-    def _inner_layers(self, batch: PackedBatch) -> tuple[Tensor, Tensor, AttentionLayout]:
-        """Embed, and run all layers but the last: (normed [T, D], stream [T, D], attention's layout)."""
-        embeddings = self._embeddings
-        normed = stream = embed_layer_norm(
-            batch.input_ids,
-            embeddings.words,
-            embeddings.norm,
-            position_ids=None if embeddings.positions is None else self._position_rows(batch),
-            positions=embeddings.positions,
-        )
+    def prepare(self, batch: PackedBatch) -> PreparedBatch:
+        """Cut the batch for the attention and copy the cut to the device, without waiting."""
         layout = attention_layout(
             batch.cu_seqlens, batch.lengths, backend=self.attention, batch_invariant=self.batch_invariant
         )
-        if batch.num_tokens:
+        return PreparedBatch(batch.input_ids, batch.position_ids, layout)
+
+    def forward(self, prepared: PreparedBatch, *, every_token: bool = False) -> LastStates:
+        """Run all layers; call it inside `own_numerics`.
+
+        Nothing is copied from the host or read back, and the launches depend on nothing but shapes and, in
+        some attention back-ends, on `prepared.layout.lengths`. On a CPU, values are looked at to check them.
+
+        Args:
+            prepared: N texts of T tokens.
+            every_token: Compute the last layer for all tokens also where the pooling takes the first.
+
+        Returns:
+            The states without the last residual add and LayerNorm, where the pooling takes these along.
+        """
+        normed, stream = self._inner_layers(prepared)
+        if not prepared.num_tokens or not self._layers:
+            return LastStates(normed, None, first_tokens=False)
+        last = self._layers[-1]
+        first_tokens = self.first_tokens_suffice and not every_token
+        if first_tokens:
+            attended = self._attend_from_first(last, normed, prepared)
+            stream = stream[_first_rows(prepared)]
+        else:
+            attended = self._attend(last, normed, prepared)
+        if self.hidden_size > MAX_LAYER_NORM_SIZE or self._fused_mlp:
+            states = self._by_rows(partial(self._after_attention, last), attended, stream)[0]
+            return LastStates(states, None, first_tokens)
+        states, residual = self._by_rows(partial(self._before_output_norm, last), attended, stream)
+        return LastStates(states, residual, first_tokens)
+
+    def normed(self, last: LastStates) -> Tensor:
+        """Finish hidden states: the last residual and LayerNorm, where `forward` has left them, [T, D]."""
+        if last.residual is None:
+            return last.states
+        finish = partial(self._add_and_norm, layer=self._layers[-1], last=True)
+        return self._by_rows(finish, last.states, last.residual)[0]
+
+    def pooled(self, last: LastStates, batch: PackedBatch) -> Tensor:
+        """Finish vectors: [N, D], fp32, of unit length, or zeros for a text without tokens."""
+        cu_seqlens, max_seqlen, norm = self._rows_of_texts(last, batch)
+        vectors = pooled_embedding(
+            last.states, cu_seqlens, pooling=self.pooling, max_seqlen=max_seqlen, layer_norm=norm
+        )
+        if last.first_tokens and 0 in batch.lengths:
+            vectors = vectors.masked_fill(batch.cu_seqlens.diff()[:, None] == 0, 0.0)
+        return vectors
+
+    def scored(
+        self, last: LastStates, batch: PackedBatch, references: Tensor, reference_index: Tensor
+    ) -> Tensor:
+        """Finish scores: [N], fp32, against references[reference_index]."""
+        cu_seqlens, max_seqlen, norm = self._rows_of_texts(last, batch)
+        scores = pooled_cosine(
+            last.states,
+            cu_seqlens,
+            references,
+            reference_index,
+            pooling=self.pooling,
+            max_seqlen=max_seqlen,
+            layer_norm=norm,
+        )
+        if last.first_tokens and 0 in batch.lengths:
+            scores = scores.masked_fill(batch.cu_seqlens.diff() == 0, 0.0)
+        return scores
+
+    def _rows_of_texts(
+        self, last: LastStates, batch: PackedBatch
+    ) -> tuple[Tensor, int, LastLayerNorm | None]:
+        """`cu_seqlens` and longest text in rows of `last`, of which a text may be one; the norm to do."""
+        norm = None
+        if last.residual is not None:
+            output = self._layers[-1].output_norm
+            norm = LastLayerNorm(last.residual, output.weight, output.bias, output.eps)
+        if not last.first_tokens:
+            return batch.cu_seqlens, batch.max_seqlen, norm
+        return torch.arange(len(batch.lengths) + 1, dtype=torch.int32, device=self.device), 1, norm
+
+    def _inner_layers(self, prepared: PreparedBatch) -> tuple[Tensor, Tensor]:
+        """Embed, and run all layers but the last: (normed [T, D], stream [T, D])."""
+        embeddings = self._embeddings
+        normed = stream = embed_layer_norm(
+            prepared.input_ids,
+            embeddings.words,
+            embeddings.norm,
+            position_ids=None if embeddings.positions is None else self._position_rows(prepared),
+            positions=embeddings.positions,
+        )
+        if prepared.num_tokens:
             for layer in self._layers[:-1]:
-                attended = self._attend(layer, normed, batch, layout)
+                attended = self._attend(layer, normed, prepared)
                 states = self._by_rows(partial(self._after_attention, layer), attended, stream)
                 normed, stream = states[0], states[-1]
-        return normed, stream, layout
+        return normed, stream
 
-    def _position_rows(self, batch: PackedBatch) -> Tensor:
+    def _position_rows(self, prepared: PreparedBatch) -> Tensor:
         """The row of the position table for each token, [T]."""
-        padding_id = self._architecture.padding_id
+        padding_id, positions = self._architecture.padding_id, prepared.position_ids
         if padding_id is None:
-            return batch.position_ids
+            return positions
         # A text may hold the padding token (someone writes "<pad>"): it has row 0, and those behind it count
         # as if it were not there. Nothing is fetched from a GPU to see whether one is.
-        counts = (batch.input_ids != padding_id).int()
+        counts = (prepared.input_ids != padding_id).int()
         seen = F.pad(counts.cumsum(0, dtype=torch.int32), (1, 0))  # [T + 1], before each token
-        first = torch.arange(batch.num_tokens, dtype=torch.int32, device=self.device) - batch.position_ids
+        first = torch.arange(prepared.num_tokens, dtype=torch.int32, device=self.device) - positions
         return (seen[1:] - seen[first]) * counts
 
-    def _attend(self, layer: Layer, normed: Tensor, batch: PackedBatch, layout: AttentionLayout) -> Tensor:
+    def _attend(self, layer: Layer, normed: Tensor, prepared: PreparedBatch) -> Tensor:
         """Attention of every token: [T, D] → [T, D], before its output product."""
         (qkv,) = self._by_rows(lambda rows: (_queries_keys_values(layer, rows),), normed)
         qkv = qkv.view(normed.shape[0], 3, self._architecture.num_heads, self._architecture.head_dim)
         if layer.rotary is not None:
-            apply_rotary(qkv, batch.position_ids, layer.rotary, rotated=2)
-        return packed_attention(qkv, layout, window=layer.window)
+            apply_rotary(qkv, prepared.position_ids, layer.rotary, rotated=2)
+        return packed_attention(qkv, prepared.layout, window=layer.window)
 
-    def _attend_from_first(
-        self, layer: Layer, normed: Tensor, batch: PackedBatch, layout: AttentionLayout
-    ) -> Tensor:
+    def _attend_from_first(self, layer: Layer, normed: Tensor, prepared: PreparedBatch) -> Tensor:
         """Attention of each text's first token alone: [T, D] → [N, D], before its output product."""
         assert layer.query is not None
         heads, head_dim = self._architecture.num_heads, self._architecture.head_dim
-        first = batch.cu_seqlens[:-1].clamp(max=batch.num_tokens - 1)
-        (query,) = self._by_rows(_one_output(layer.query), normed[first])
+        (query,) = self._by_rows(_one_output(layer.query), normed[_first_rows(prepared)])
         (key_value,) = self._by_rows(_one_output(layer.qkv), normed)
         key_value = key_value.view(normed.shape[0], 2, heads, head_dim)
         if layer.rotary is not None:  # the first token stands at position 0, where nothing rotates
-            apply_rotary(key_value, batch.position_ids, layer.rotary, rotated=1)
-        query = query.view(len(batch.lengths), heads, head_dim)
-        return first_token_attention(query, key_value, layout, window=layer.window)
-
-    def _one_row_a_text(self, batch: PackedBatch) -> tuple[Tensor, int]:
-        """`cu_seqlens` and longest text once every text is its first row, or none where it has no tokens."""
-        if 0 not in batch.lengths:
-            return torch.arange(len(batch.lengths) + 1, dtype=torch.int32, device=self.device), 1
-        ends = batch.cu_seqlens.diff().clamp(max=1).cumsum(0, dtype=torch.int32)
-        return F.pad(ends, (1, 0)), 1
+            apply_rotary(key_value, prepared.position_ids, layer.rotary, rotated=1)
+        query = query.view(query.shape[0], heads, head_dim)
+        return first_token_attention(query, key_value, prepared.layout, window=layer.window)
 
     def _after_attention(self, layer: Layer, attended: Tensor, stream: Tensor) -> tuple[Tensor, ...]:
         """Attention output, feed-forward block, their residuals and norms: (normed,) or (normed, stream)."""
@@ -281,6 +356,11 @@ class PackedEncoder:
             for output, result in zip(outputs, results, strict=True):
                 output[start : start + rows] = result[:rows]
         return outputs
+
+
+def _first_rows(prepared: PreparedBatch) -> Tensor:
+    """The row of each text's first token, [N]; of one without tokens some other row."""
+    return prepared.layout.cu_seqlens[:-1].clamp(max=prepared.num_tokens - 1)
 
 
 def _one_output(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], tuple[Tensor]]:

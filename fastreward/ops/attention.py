@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Final
 
@@ -25,6 +25,7 @@ from fastreward.ops.attention_backends import (
     varlen_attention,
 )
 from fastreward.ops.checks import FLOAT_DTYPES, check_lengths, check_offsets, describe, require
+from fastreward.packing import upload
 
 if TYPE_CHECKING:
     from fastreward.kernels.attention import AttentionTables
@@ -69,7 +70,7 @@ class AttentionLayout:
 def attention_layout(
     cu_seqlens: Tensor, lengths: Sequence[int], *, backend: str, batch_invariant: bool = False
 ) -> AttentionLayout:
-    """Prepare the attention of one batch, once for all layers.
+    """Prepare the attention of one batch, once for all layers; what computes copies nothing from the host.
 
     Args:
         cu_seqlens: [N + 1], int32, contiguous, on the device of the tokens: the running sum of the lengths
@@ -113,7 +114,9 @@ def attention_layout(
     if backend == "triton":
         from fastreward.kernels.attention import attention_tables
 
-        tables = attention_tables(lengths, cu_seqlens.device, batch_invariant=batch_invariant)
+        cut = attention_tables(lengths, batch_invariant=batch_invariant)
+        (tiles,) = upload([cut.tiles.flatten().numpy()], cu_seqlens.device)
+        tables = replace(cut, tiles=tiles.view(-1, 4), offsets=cu_seqlens)
     return AttentionLayout(backend, cu_seqlens, lengths, batch_invariant, tables)
 
 

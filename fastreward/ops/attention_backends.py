@@ -28,6 +28,12 @@ WINDOW_ROWS: Final = 64
 that a long text costs its length times the window and not its length squared."""
 
 
+GRAPHED_BACKENDS: Final = frozenset({"triton"})
+"""Whose launches are the same for all batches of as many tokens, texts and tiles, and read the rest on the
+device: what a CUDA graph can repeat. SDPA's are made of each text's length. Varlen and flash take the longest
+text from the host, and under a window first-token attention gathers as many keys as the lengths say."""
+
+
 @dataclass(frozen=True)
 class FlashPackage:
     """One of the packages that bring a `flash_attn_varlen_func`.
@@ -165,17 +171,16 @@ def first_token_by_offsets(
         # Both count a window from the end of the keys where there are fewer queries: the keys in the window
         # are gathered instead.
         lengths = [min(length, window + 1) for length in lengths]
-        seen = torch.tensor(lengths, dtype=torch.int32, device="cpu").to(query.device)
+        seen = cu_seqlens.diff().clamp(max=window + 1)  # the same on the device: a copy would be waited for
         keys = F.pad(seen.cumsum(0, dtype=torch.int32), (1, 0))
         moved = torch.repeat_interleave((cu_seqlens - keys)[:-1], seen, output_size=sum(lengths))
         key_value = key_value[torch.arange(len(moved), device=query.device) + moved]
     queries = torch.arange(len(lengths) + 1, dtype=torch.int32, device=query.device)
     key, value = key_value.unbind(1)
-    attended = attend(query, key, value, Offsets(queries, keys, 1, max(lengths)), None)
-    for text, length in enumerate(lengths):
-        if not length:
-            attended[text] = 0.0
-    return attended.flatten(1)
+    attended = attend(query, key, value, Offsets(queries, keys, 1, max(lengths)), None).flatten(1)
+    if 0 in lengths:
+        return attended.masked_fill(cu_seqlens.diff()[:, None] == 0, 0.0)
+    return attended
 
 
 def flash_function(capability: tuple[int, int]) -> Callable[..., Any]:

@@ -32,7 +32,7 @@ def launches(
         query,
         key,
         value,
-        attention_tables(lengths, torch.device("cpu"), batch_invariant=batch_invariant),
+        attention_tables(lengths, batch_invariant=batch_invariant),
         torch.empty(len(query), 12 * head_dim, dtype=dtype),
         window=window,
         first_token=first_token,

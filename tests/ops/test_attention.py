@@ -13,6 +13,8 @@ from itertools import accumulate
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
 from fastreward.backends import triton_interpreted
 from fastreward.errors import BackendUnavailableError, InputError
@@ -332,10 +334,10 @@ def test_neighbours_share_a_tile_only_where_bits_may_depend_on_them():
     pytest.importorskip("triton")
     from fastreward.kernels.attention import attention_tables
 
-    assert len(attention_tables([20, 20, 20], CPU, batch_invariant=False).tiles) == 1
-    assert len(attention_tables([20, 20, 20], CPU, batch_invariant=True).tiles) == 3
+    assert len(attention_tables([20, 20, 20], batch_invariant=False).tiles) == 1
+    assert len(attention_tables([20, 20, 20], batch_invariant=True).tiles) == 3
     for lengths in ([20], [700], [700, 20]):  # neither do the tiles' rows
-        assert attention_tables(lengths, CPU, batch_invariant=True).block_m == 64
+        assert attention_tables(lengths, batch_invariant=True).block_m == 64
 
 
 # --------------------------------------------------------------------------- the choice
@@ -480,6 +482,30 @@ def test_flash_attn_gets_one_query_a_text_and_the_keys_that_it_sees(flash_stand_
         window,
     )
     case.assert_close(got, case.oracle(window, first_token=True))
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_the_keys_that_one_query_a_text_sees_are_found_without_copies_from_the_host(window):
+    """Meta tensors stand for a GPU's: their values cannot be read, and none of the host's may meet them."""
+    lengths, seen = (5, 0, 130, 1), []
+
+    class DeviceOnly(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            tensors = [x for x in tree_flatten((args, kwargs, result))[0] if isinstance(x, Tensor)]
+            assert {x.device.type for x in tensors} <= {"meta"}
+            return result
+
+    def attend(query, key, value, offsets, window):
+        seen.append(len(key))
+        return torch.empty_like(query)
+
+    query, key_value = torch.empty(4, 2, 16, device="meta"), torch.empty(136, 2, 2, 16, device="meta")
+    cu_seqlens = torch.empty(5, dtype=torch.int32, device="meta")
+    with DeviceOnly():
+        got = first_token_by_offsets(attend, query, key_value, cu_seqlens, lengths, window)
+    assert got.shape == (4, 32)
+    assert seen == [136 if window is None else 4 + 0 + 4 + 1]
 
 
 @pytest.mark.usefixtures("flash_stand_in")

@@ -25,27 +25,63 @@ from fastreward.errors import (
 )
 
 if TYPE_CHECKING:
+    from fastreward.configuration import ScorerStats
+    from fastreward.out_of_memory import DeviceMemoryError
+    from fastreward.rewards.answer import AnswerReward
+    from fastreward.rewards.base import Reward
     from fastreward.rewards.bertscore import BERTScoreReward
+    from fastreward.rewards.combine import CombinedReward
+    from fastreward.rewards.format import FormatReward
+    from fastreward.rewards.guards import ContrastReward, EndingReward, LanguageReward, PromptCopyReward
+    from fastreward.rewards.judge import JudgeReward
+    from fastreward.rewards.rouge import RougeLReward
     from fastreward.rewards.semantic import SemanticReward
-    from fastreward.scorer import Scorer, ScorerStats
+    from fastreward.rewards.surface import LengthReward, RepetitionReward
+    from fastreward.scorer import Scorer
 
 __version__ = "0.1.0"
 
 # Loaded when they are first named: torch takes seconds, and `fastreward --help` needs none of it.
 _LAZY: Final = {
+    "DeviceMemoryError": "fastreward.out_of_memory",
+    "AnswerReward": "fastreward.rewards.answer",
     "BERTScoreReward": "fastreward.rewards.bertscore",
+    "CombinedReward": "fastreward.rewards.combine",
+    "ContrastReward": "fastreward.rewards.guards",
+    "EndingReward": "fastreward.rewards.guards",
+    "FormatReward": "fastreward.rewards.format",
+    "JudgeReward": "fastreward.rewards.judge",
+    "LanguageReward": "fastreward.rewards.guards",
+    "LengthReward": "fastreward.rewards.surface",
+    "PromptCopyReward": "fastreward.rewards.guards",
+    "RepetitionReward": "fastreward.rewards.surface",
+    "Reward": "fastreward.rewards.base",
+    "RougeLReward": "fastreward.rewards.rouge",
     "Scorer": "fastreward.scorer",
-    "ScorerStats": "fastreward.scorer",
+    "ScorerStats": "fastreward.configuration",
     "SemanticReward": "fastreward.rewards.semantic",
 }
 
 __all__ = [
+    "AnswerReward",
     "BERTScoreReward",
     "BackendUnavailableError",
     "CheckpointError",
+    "CombinedReward",
+    "ContrastReward",
+    "DeviceMemoryError",
+    "EndingReward",
     "FastRewardError",
+    "FormatReward",
     "InputError",
+    "JudgeReward",
+    "LanguageReward",
+    "LengthReward",
     "NonFiniteError",
+    "PromptCopyReward",
+    "RepetitionReward",
+    "Reward",
+    "RougeLReward",
     "Scorer",
     "ScorerStats",
     "SemanticReward",

@@ -1,7 +1,7 @@
 """Which back-ends exist here, why one does not, and which one `None` means.
 
 A back-end that is named runs or raises with the remedy; nothing is ever replaced silently. `None` resolves by
-the order in which the names are listed below, and `fastreward doctor` shows the result.
+the orders below, and `fastreward doctor` shows the result.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import functools
 import importlib.metadata
 import importlib.util
 import os
+import warnings
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,8 +18,12 @@ import torch
 
 from fastreward.errors import BackendUnavailableError, InputError
 
-ENCODER_BACKENDS: Final = ("packed",)
-"""Encoder back-ends, in the order in which `backend=None` tries them."""
+ENCODER_BACKENDS: Final = ("packed", "openvino", "onnx")
+"""Encoder back-ends."""
+
+CPU_ORDER: Final = ("openvino", "packed", "onnx")
+"""Encoder back-ends in the order in which `backend=None` tries them on a CPU, fastest first by the committed
+results of `benchmarks/bench_cpu.py`. On CUDA it is always "packed"."""
 
 OP_BACKENDS: Final = ("triton", "torch")
 """Back-ends of one op, in the order in which `backend=None` tries them."""
@@ -28,8 +33,22 @@ DTYPES: Final = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
     "float8_e4m3fn": torch.float8_e4m3fn,
+    "int8": torch.int8,
 }
 """The precisions that an encoder can compute in, by name; in 8 bits only the operands of its products."""
+
+CPU_DTYPES: Final = {
+    "packed": ("float32", "bfloat16"),
+    "openvino": ("float32", "bfloat16", "int8"),
+    "onnx": ("float32", "int8"),
+}
+"""The precisions of each encoder back-end on a CPU."""
+
+CUDA_DTYPES: Final = {
+    "packed": ("float32", "bfloat16", "float16", "float8_e4m3fn"),
+    "onnx": ("float32", "bfloat16", "float16"),
+}
+"""The precisions of each encoder back-end on CUDA."""
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -67,12 +86,39 @@ def availability(backend: str) -> Availability:
     """
     if backend == "packed":
         return Availability(True, "packed tokens, PyTorch and Triton; CPU and CUDA")
+    if backend in _PACKAGES:
+        return _installed(backend)
     if backend == "torch":
         return Availability(True, f"PyTorch {torch.__version__}; CPU and CUDA")
     if backend == "triton":
         return _triton_availability()
     known = ENCODER_BACKENDS + OP_BACKENDS
     raise InputError(f"a back-end among {', '.join(known)}", repr(backend), "Correct the name.")
+
+
+# What an encoder back-end imports, and what brings it.
+_PACKAGES: Final = {
+    "openvino": (("openvino",), "openvino", "CPU"),
+    "onnx": (("onnx", "onnxruntime"), "onnx", "CPU and, by onnxruntime-gpu, CUDA"),
+}
+
+
+def _installed(backend: str) -> Availability:
+    modules, extra, devices = _PACKAGES[backend]
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        remedy = f'pip install "fastreward[{extra}]"'
+        return Availability(False, f"{' and '.join(missing)} not installed: {remedy}")
+    return Availability(True, f"{', '.join(map(_version_of, modules))}; {devices}")
+
+
+def _version_of(module: str) -> str:
+    for package in (module, f"{module}-gpu"):
+        try:
+            return f"{package} {importlib.metadata.version(package)}"
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return f"{module} of unknown version"
 
 
 def triton_interpreted() -> bool:
@@ -154,19 +200,49 @@ def resolve_op(op: str, device: torch.device, requested: str | None) -> str:
     return requested
 
 
-def resolve_encoder(requested: str | None, device: torch.device) -> str:
-    """Choose the encoder back-end for `device`: the one that is named, or the first that can run.
+def resolve_encoder(
+    requested: str | None,
+    device: torch.device,
+    dtype: str | torch.dtype | None = None,
+    *,
+    packed_because: str | None = None,
+) -> str:
+    """Choose the encoder back-end for `device`: the one that is named, or the fastest that can run.
+
+    Args:
+        requested: One of `ENCODER_BACKENDS`, or None.
+        device: Where the encoder is to run.
+        dtype: The precision that is asked for; a back-end without it is passed over.
+        packed_because: An option that the packed encoder alone has, if one is asked for.
 
     Raises:
-        InputError: If `requested` is not among `ENCODER_BACKENDS`.
+        InputError: If `requested` is not among `ENCODER_BACKENDS`, or lacks an option.
+        BackendUnavailableError: If it cannot run here.
     """
     if requested is None:
-        return ENCODER_BACKENDS[0]
+        if device.type == "cuda" or packed_because is not None:
+            return "packed"
+        wanted = None if dtype is None else _dtype_called(dtype)
+        names = (name for name in CPU_ORDER if wanted is None or dtype_name(wanted) in CPU_DTYPES[name])
+        return next((name for name in names if availability(name).usable), "packed")
     if requested not in ENCODER_BACKENDS:
         raise InputError(
             f"an encoder back-end among {', '.join(ENCODER_BACKENDS)} for {device}",
             repr(requested),
             "Correct the name, or pass backend=None.",
+        )
+    if requested != "packed" and packed_because is not None:
+        raise InputError(
+            f"backend='packed' with {packed_because}", repr(requested), "Pass backend='packed', or None."
+        )
+    state = availability(requested)
+    if not state.usable:
+        raise BackendUnavailableError(
+            f"the encoder back-end {requested}", state.detail, "Install it, or pass backend=None to choose."
+        )
+    if device.type == "cuda" and requested not in CUDA_DTYPES:
+        raise BackendUnavailableError(
+            f"the encoder back-end {requested} on a CPU", str(device), "Pass device='cpu', or backend=None."
         )
     return requested
 
@@ -176,7 +252,8 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
 
     Args:
         device: A device, or None for the GPU of this process (LOCAL_RANK's, also when the encoder is built
-            in another thread than the one that called `torch.cuda.set_device`) and the CPU without one.
+            in another thread than the one that called `torch.cuda.set_device`) and the CPU without one; a
+            process from which CUDA_VISIBLE_DEVICES hides every GPU says so, once.
 
     Returns:
         A device with its index.
@@ -187,6 +264,8 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device == "cpu":
+            _say_if_gpus_are_hidden()
     try:
         chosen = torch.device(device)
     except (RuntimeError, TypeError) as error:
@@ -207,6 +286,17 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     return torch.device("cuda", index)
 
 
+@functools.cache  # once a process
+def _say_if_gpus_are_hidden() -> None:
+    """Say where scores are computed if all GPUs are hidden from this process, as trainers do with workers."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        warnings.warn(
+            "Scores are computed on the CPU: CUDA_VISIBLE_DEVICES hides every GPU from this process. Pass "
+            "device='cpu' if that is what you want, or score in a process that sees a GPU.",
+            stacklevel=2,
+        )
+
+
 def _local_gpu() -> int:
     local_rank = os.environ.get("LOCAL_RANK", "")
     if not local_rank.isdigit():
@@ -222,24 +312,39 @@ def native_bf16(device: torch.device) -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+def resolve_dtype(
+    dtype: str | torch.dtype | None, device: torch.device, backend: str = "packed"
+) -> torch.dtype:
     """Choose the precision an encoder computes in; pooling and cosine are fp32 whatever it is.
 
     Args:
-        dtype: One of `DTYPES` by name or as a `torch.dtype`, or None for bf16 where the hardware has it
-            natively and fp32 elsewhere.
+        dtype: One of `DTYPES` by name or as a `torch.dtype`, or None for bf16 where hardware and back-end
+            have it natively and fp32 elsewhere.
         device: The device the encoder runs on.
+        backend: One of `ENCODER_BACKENDS`.
 
     Raises:
-        InputError: If it is none of `DTYPES`, or one that is for GPUs on a CPU.
+        InputError: If it is none of `DTYPES`, or one that the back-end does not have on that device.
     """
+    known = (CUDA_DTYPES if device.type == "cuda" else CPU_DTYPES)[backend]
     if dtype is None:
-        return torch.bfloat16 if native_bf16(device) else torch.float32
+        if backend == "onnx":  # the precision that its operators are fused for
+            return torch.float16 if device.type == "cuda" else torch.float32
+        native = "bfloat16" in known and native_bf16(device)
+        return torch.bfloat16 if native else torch.float32
+    chosen = _dtype_called(dtype)
+    if dtype_name(chosen) not in known:
+        where = "a GPU" if device.type == "cuda" else "a CPU"
+        raise InputError(
+            f"a dtype among {', '.join(known)} with the back-end {backend} on {where}",
+            dtype_name(chosen),
+            "Pass one of them, or None to choose.",
+        )
+    return chosen
+
+
+def _dtype_called(dtype: str | torch.dtype) -> torch.dtype:
     chosen = DTYPES.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
     if chosen is None or chosen not in DTYPES.values():
         raise InputError(f"a dtype among {', '.join(DTYPES)}", repr(dtype), "Correct the name.")
-    if chosen in (torch.float16, torch.float8_e4m3fn) and device.type == "cpu":
-        raise InputError(
-            "float32 or bfloat16 on a CPU", dtype_name(chosen), "Pass dtype='bfloat16', 'float32' or None."
-        )
     return chosen

@@ -1,4 +1,4 @@
-"""The command line: `fastreward score` and `fastreward doctor`."""
+"""The command line: `fastreward score`, `fastreward export` and `fastreward doctor`."""
 
 from __future__ import annotations
 
@@ -273,14 +273,49 @@ def _progress(shown: bool) -> Progress:
     )
 
 
+@app.command(no_args_is_help=True)
+@_errors_on_stderr()
+def export(
+    encoder: Annotated[str, typer.Argument(metavar="ENCODER", help="Name or folder of the encoder.")],
+    to: Annotated[Path, typer.Option(help="A new or empty folder.")],
+    precision: Annotated[
+        Literal["fp32", "fp16", "bf16", "int8"],
+        typer.Option(help="fp32 and int8 are for CPUs, fp16 and bf16 for GPUs."),
+    ] = "fp32",
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit on the hub.", show_default="main")
+    ] = None,
+) -> None:
+    """Write an encoder as an ONNX graph, pooling and norm included, for `backend="onnx"`.
+
+    The graph is held against the packed encoder first; one that drifts is not written.
+    """
+    from fastreward.encoders.checkpoint import load_checkpoint
+    from fastreward.encoders.onnx_export import export_onnx
+    from fastreward.encoders.onnx_manifest import read_manifest
+
+    folder = export_onnx(load_checkpoint(encoder, revision=revision), to, precision)
+    drift = read_manifest(folder).largest_drift
+    typer.echo(f"{folder}: {precision}, at most {drift:.1e} from the packed encoder's vectors")
+
+
 @app.command()
+@_errors_on_stderr()
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Time the installed back-ends here, some seconds in all.")
+    ] = False,
+    encoder: Annotated[
+        str | None, typer.Option(help="The encoder to measure.", show_default="all-MiniLM-L6-v2")
+    ] = None,
 ) -> None:
     """Show versions, devices, the back-ends that can be used here or why not, and the defaults."""
-    from fastreward.diagnosis import diagnosis
+    from fastreward.diagnosis import diagnosis, measured
 
     report = diagnosis()
+    if measure:
+        report |= measured(encoder)
     if as_json:
         typer.echo(json.dumps(report, indent=2, ensure_ascii=False))
         return

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
+
+import torch
 
 from fastreward.encoders.checkpoint import Checkpoint
 from fastreward.errors import CheckpointError, InputError
@@ -19,21 +22,31 @@ class ScorerConfig:
 
     encoder: str
     backend: str | None
-    device: str | None
+    device: str | tuple[str, ...] | None
     dtype: str | None
     revision: str | None
     pooling: Pooling | None
     num_layers: int | None
     attention: str | None
+    calibration: str | None
     max_seq_length: int | None
     long_texts: LongTexts
     prompt: str | None
     prompt_name: str | None
     max_batch_tokens: int | None
+    max_bytes: int | None
     reference_cache_bytes: int
+    recent_bytes: int
     word_cache_bytes: int
     batch_invariant: bool
+    cuda_graphs: bool
+    own_stream: bool
     progress: bool | None
+
+    @property
+    def devices(self) -> tuple[str | None, ...]:
+        """Where replicas of the encoder are wanted, one or more."""
+        return self.device if isinstance(self.device, tuple) else (self.device,)
 
 
 @dataclass(frozen=True)
@@ -48,6 +61,9 @@ class ScorerStats:
         truncated_texts: Encoded texts that were longer than the encoder's limit and were cut.
         reference_hits: Distinct references of a call whose vectors were known.
         reference_misses: Those that had to be encoded.
+        recent_hits: Distinct texts of a call whose vectors were known from another call, of this scorer or of
+            one that shares its engine.
+        wakes: Calls that found the encoder asleep and woke it.
     """
 
     texts: int = 0
@@ -57,6 +73,8 @@ class ScorerStats:
     truncated_texts: int = 0
     reference_hits: int = 0
     reference_misses: int = 0
+    recent_hits: int = 0
+    wakes: int = 0
 
     def __add__(self, other: ScorerStats) -> ScorerStats:
         return ScorerStats(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -71,20 +89,65 @@ def check_config(config: ScorerConfig) -> None:
     Raises:
         InputError: For the first that is not what it should be.
     """
+    if not config.encoder.strip():
+        raise InputError(
+            "an encoder's folder or its name on the hub", repr(config.encoder), "Pass '.' for this folder."
+        )
+    if not config.devices:
+        raise InputError("one device at least", "an empty list", "Pass device=None to choose.")
     if config.long_texts not in ("truncate", "chunk"):
         raise InputError("long_texts of 'truncate' or 'chunk'", repr(config.long_texts), "Correct the name.")
     if config.pooling is not None and config.pooling not in POOLINGS:
         raise InputError(f"pooling among {', '.join(POOLINGS)}", repr(config.pooling), "Correct the name.")
-    for name in ("num_layers", "max_seq_length", "max_batch_tokens"):
+    for name in ("num_layers", "max_seq_length", "max_batch_tokens", "max_bytes"):
         value = getattr(config, name)
         if value is not None and (not _is_whole(value) or value < 1):
             raise InputError(f"{name} of 1 or more", repr(value), "Pass a whole number, or None.")
-    for name in ("reference_cache_bytes", "word_cache_bytes"):
+    for name in ("reference_cache_bytes", "recent_bytes", "word_cache_bytes"):
         value = getattr(config, name)
         if not _is_whole(value) or value < 0:
             raise InputError(f"{name} of 0 or more", repr(value), "Pass a whole number of bytes.")
     if config.prompt is not None and config.prompt_name is not None:
         raise InputError("prompt or prompt_name", "both", "Pass one of them.")
+
+
+def check_devices(config: ScorerConfig, devices: Sequence[torch.device], backend: str) -> None:
+    """Check the arguments that depend on where the encoder runs, and on what.
+
+    Raises:
+        InputError: For the first that cannot be had there.
+    """
+    kinds = sorted({device.type for device in devices})
+    if len(kinds) > 1:
+        raise InputError(
+            "replicas on devices of one type", " and ".join(kinds), "Make a Scorer for each type."
+        )
+    on_cuda = kinds == ["cuda"]
+    if config.own_stream and not on_cuda:
+        raise InputError("a CUDA device with own_stream", kinds[0], "Pass own_stream=False.")
+    if config.cuda_graphs and not (on_cuda and backend == "packed"):
+        raise InputError(
+            "a CUDA device and the packed encoder with cuda_graphs",
+            f"{kinds[0]} and {backend}",
+            "Pass cuda_graphs=False.",
+        )
+    if config.max_bytes is not None and backend != "packed":
+        raise InputError(
+            "the packed encoder with max_bytes, the one whose memory is known",
+            backend,
+            "Pass backend='packed', or max_bytes=None.",
+        )
+
+
+def packed_option(config: ScorerConfig) -> str | None:
+    """Name an option that is asked for and that the packed encoder alone has; None where there is none."""
+    asked = {
+        "attention": config.attention is not None,
+        "batch_invariant": config.batch_invariant,
+        "cuda_graphs": config.cuda_graphs,
+        "max_bytes": config.max_bytes is not None,
+    }
+    return next((name for name, is_asked in asked.items() if is_asked), None)
 
 
 def _is_whole(value: object) -> bool:

@@ -24,6 +24,7 @@ from fastreward.backends import (
     resolve_op,
 )
 from fastreward.encoders.checkpoint import DEFAULT_ENCODER, is_packaged
+from fastreward.encoders.onnx_session import onnxruntime_diagnosis
 from fastreward.ops.attention import ATTENTION_BACKENDS, attention_availability, resolve_attention
 
 PACKAGES: Final = (
@@ -35,6 +36,11 @@ PACKAGES: Final = (
     "trl",
     "flash-attn",
     "flash-attn-4",
+    "openvino",
+    "nncf",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
     "numpy",
 )
 
@@ -42,22 +48,48 @@ PACKAGES: Final = (
 def diagnosis() -> dict[str, dict[str, Any]]:
     """Look at this machine: by section and name a value, or several values by column."""
     device = resolve_device(None)
-    dtype = resolve_dtype(None, device)
+    backend = resolve_encoder(None, device)
+    dtype = resolve_dtype(None, device, backend)
     kinds = {**dict.fromkeys(ENCODER_BACKENDS, "encoder"), **dict.fromkeys(OP_BACKENDS, "op")}
     return {
         "versions": {"fastreward": fastreward.__version__, "python": platform.python_version()}
         | {package: _installed_version(package) for package in PACKAGES},
         "devices": _devices(),
         "backends": {name: {"kind": kind, **asdict(availability(name))} for name, kind in kinds.items()},
+        "onnxruntime": onnxruntime_diagnosis(),
         "attention": {name: asdict(attention_availability(name)) for name in ATTENTION_BACKENDS},
         "defaults": {
             "device": str(device),
             "dtype": dtype_name(dtype),
-            "encoder_backend": resolve_encoder(None, device),
+            "encoder_backend": backend,
             "op_backend": resolve_op("pooled_cosine", device, None),
             "attention": resolve_attention(None, device, dtype, head_dim=32),
         },
         "default_encoder": {DEFAULT_ENCODER: _default_encoder_source()},
+    }
+
+
+def measured(encoder: str | None) -> dict[str, dict[str, Any]]:
+    """Time the installed back-ends: a section by back-end and precision, and one with what to take."""
+    from fastreward.measurement import measure, recommended
+
+    rows = measure(DEFAULT_ENCODER if encoder is None else encoder)
+    best = recommended(rows)
+    return {
+        "measured": {
+            f"{row.backend} {row.dtype}": {
+                "texts_per_second": None if row.texts_per_second is None else round(row.texts_per_second),
+                "largest_error": None if row.max_error is None else f"{row.max_error:.1e}",
+                "rms_error": None if row.rms_error is None else f"{row.rms_error:.1e}",
+                "detail": row.detail,
+            }
+            for row in rows
+        },
+        "recommended": {
+            "backend": best.backend,
+            "dtype": best.dtype,
+            "why": "the fastest here whose scores differ from fp32 by rounding alone",
+        },
     }
 
 

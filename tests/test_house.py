@@ -47,20 +47,35 @@ GROUND = (
     "errors",
     "backends",
     "batching",
+    "caller",
+    "cuda_streams",
+    "gate",
+    "out_of_memory",
     "packing",
     "prefetch",
     "tokenization",
     "word_cache",
     "separation",
+    "recent_vectors",
     "reference_cache",
     "profiling",
     "progress",
 )
+SCORER = (
+    "configuration",
+    "cosines",
+    "engine",
+    "matching",
+    "memory",
+    "replicas",
+    "shared_encoder",
+    "text_arguments",
+)
 LAYER = {
     **{name: name for name in HEIGHT if name not in ("ground", "face")},
     **dict.fromkeys(GROUND, "ground"),
-    **dict.fromkeys(("configuration", "engine", "matching", "text_arguments"), "scorer"),
-    **dict.fromkeys(("__main__", "table_io", "diagnosis"), "cli"),
+    **dict.fromkeys(SCORER, "scorer"),
+    **dict.fromkeys(("__main__", "table_io", "diagnosis", "measurement"), "cli"),
 }
 NARROW_GROUND = {"errors": set[str](), "backends": {"errors"}}  # what these two may import of the house
 

@@ -8,6 +8,7 @@ import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,13 +19,14 @@ from fastreward.encoders.packed import PackedEncoder
 from fastreward.errors import BackendUnavailableError, InputError
 from fastreward.ops.pooled_cosine import POOLINGS
 from fastreward.packing import pack
+from fastreward.rewards.semantic import SemanticReward
 from fastreward.scorer import Scorer, ScorerStats
 from fastreward.tokenization import Tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:Texts longer than")
 
 CPU = torch.device("cpu")
-FP32 = {"device": "cpu", "dtype": "float32"}
+FP32 = {"backend": "packed", "device": "cpu", "dtype": "float32"}
 FP32_ROUNDING = 2e-6  # what a score may move by in fp32 when other texts stand beside it
 
 # Largest error, RMS error and rank correlation against sentence-transformers in fp32.
@@ -231,6 +233,18 @@ def test_truncation_is_said_once(tiny_folder):
     assert scorer.stats.truncated_texts == 2
 
 
+def test_the_warning_points_to_the_line_outside_of_this_library(tiny_folder):
+    for call in (
+        lambda scorer: scorer.embed(["heart " * 9]),
+        lambda scorer: scorer.score(["heart"], ["heart " * 9]),
+        lambda scorer: SemanticReward(scorer)(completions=["heart " * 9], reference=["heart"]),
+    ):
+        scorer = Scorer(tiny_folder, max_seq_length=4, **FP32)
+        with pytest.warns(UserWarning, match="are truncated") as caught:
+            call(scorer)
+        assert caught[0].filename == __file__
+
+
 def test_truncated_texts_are_counted_and_score_as_their_beginnings(tiny_folder, long_texts):
     scorer = Scorer(tiny_folder, max_seq_length=12, **FP32)  # ten tokens of text
     beginnings = [" ".join(text.split()[:10]) for text in long_texts]
@@ -405,7 +419,7 @@ def test_results_are_fp32_on_the_cpu_and_vectors_where_they_are_wanted(tiny_fold
 
 def test_a_scorer_says_what_it_is(tiny_folder, precision):
     device, dtype = precision
-    scorer = Scorer(tiny_folder, device=device, dtype=dtype, max_seq_length=40)
+    scorer = Scorer(tiny_folder, backend="packed", device=device, dtype=dtype, max_seq_length=40)
     assert (scorer.backend, scorer.device, scorer.dtype) == ("packed", device, dtype)
     assert (scorer.encoder_name, scorer.embedding_dim, scorer.max_seq_length) == (str(tiny_folder), 32, 40)
     assert str(tiny_folder) in repr(scorer)
@@ -475,6 +489,117 @@ def test_an_error_in_the_encoder_leaves_no_thread_behind(tiny_folder, monkeypatc
     assert threading.active_count() == before
 
 
+# All with all
+
+
+def test_similarity_is_the_score_of_every_completion_with_every_reference(scorer, tiny_folder):
+    completions, references = [*TEXTS, "the heart"], ["blood", "energy", "blood"]
+    expected = torch.stack([scorer.score(completions, [reference] * 7) for reference in references], dim=1)
+    similarity = scorer.similarity(completions, references)
+    assert (similarity.dtype, similarity.device, similarity.shape) == (torch.float32, CPU, (7, 3))
+    close(similarity, expected)
+    assert torch.equal(similarity[:, 0], similarity[:, 2])
+    cost = spent(scorer, lambda: scorer.similarity(completions, references))
+    assert (cost.texts, cost.unique_texts, cost.reference_hits, cost.encoded_texts) == (10, 8, 2, 6)
+    invariant = Scorer(tiny_folder, batch_invariant=True, **FP32)
+    each = [invariant.score(completions, [reference] * 7) for reference in references]
+    assert torch.equal(invariant.similarity(completions, references), torch.stack(each, dim=1))
+
+
+def test_similarity_in_parts_is_the_same(scorer, monkeypatch):
+    whole = scorer.similarity(TEXTS, TEXTS)
+    for scores in (1, 17, 36):
+        monkeypatch.setattr("fastreward.cosines.SCORES_AT_ONCE", scores)
+        close(scorer.similarity(TEXTS, TEXTS), whole)
+    assert scorer.similarity([], TEXTS).shape == (0, 6)
+    assert scorer.similarity(TEXTS, []).shape == (6, 0)
+    close(whole.diagonal(), torch.ones(6))
+
+
+# Token ids in the place of strings
+
+
+def content_ids(scorer, texts):
+    return [ids[1:-1] for ids in scorer.tokenizer(texts)]
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        list,
+        tuple,
+        lambda ids: np.array(ids, dtype=np.int32),
+        lambda ids: np.array(ids, dtype=np.int64),
+        lambda ids: torch.tensor(ids, dtype=torch.int32),
+        lambda ids: torch.tensor(ids, dtype=torch.int64),
+    ],
+    ids=["list", "tuple", "int32 array", "int64 array", "int32 tensor", "int64 tensor"],
+)
+@pytest.mark.parametrize("long_texts", ["truncate", "chunk"])
+def test_token_ids_score_as_the_strings_they_are_of(tiny_folder, form, long_texts):
+    scorer = Scorer(tiny_folder, max_seq_length=20, long_texts=long_texts, **FP32)
+    whole = Scorer(tiny_folder, **FP32)
+    references = [text or "blood" for text in TEXTS[::-1]]
+    ids, reference_ids = (list(map(form, content_ids(whole, texts))) for texts in (TEXTS, references))
+    expected = scorer.score(TEXTS, references)
+    for completions, others in (
+        (ids, references),
+        (TEXTS, [*reference_ids[:-1], form([5])]),
+        (ids, reference_ids),
+    ):
+        scores = scorer.score(completions, others)
+        close(scores[:-1], expected[:-1])
+    close(scores, expected)
+    close(scorer.embed(ids), scorer.embed(TEXTS))
+    close(scorer.similarity(ids, references), scorer.similarity(TEXTS, references))
+    ours, theirs = scorer.maxsim(ids, references), scorer.maxsim(TEXTS, references)
+    close(ours.f1, theirs.f1, atol=1e-5)
+
+
+def test_a_reference_of_ids_may_have_choices_and_what_is_alike_is_encoded_once(scorer):
+    heart, blood, body = content_ids(scorer, ["heart", "blood", "body"])
+    choices = [[heart, blood], np.array(body), (blood, torch.tensor(body))]
+    expected = scorer.score(["energy"] * 3, [["heart", "blood"], "body", ["blood", "body"]])
+    cost = spent(scorer, lambda: close(scorer.score([np.array([9]), [9], (9,)], choices)[:0], expected[:0]))
+    assert (cost.texts, cost.encoded_texts, cost.reference_misses) == (8, 4, 3)
+    close(scorer.score(["energy"] * 3, choices), expected)
+
+
+def test_a_prompt_is_not_set_before_ids(tiny_folder, scorer):
+    prompted = Scorer(tiny_folder, prompt="query: ", **FP32)
+    ids = content_ids(scorer, ["heart", "query: heart"])
+    close(prompted.embed(ids), scorer.embed(["heart", "query: heart"]))
+    close(prompted.embed(ids[1:]), prompted.embed(["heart"]))
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ([[5], [5, 176]], r"token ids from 0 to 175 in texts\[1\], got 176 at place 1"),
+        ([[5], torch.tensor([-1])], r"token ids from 0 to 175 in texts\[1\], got -1 at place 0"),
+        ([[5], [2**70]], r"whole numbers as token ids in texts\[1\]"),
+        ([[5], [5, 1.5]], r"whole numbers as token ids in texts\[1\], got float64"),
+        ([[5], [5, [6]]], r"whole numbers as token ids in texts\[1\]"),
+        ([np.array([0.5])], r"whole numbers as token ids in texts\[0\], got float64"),
+        ([np.array([True])], r"whole numbers as token ids in texts\[0\], got bool"),
+        ([np.array([[5]])], r"a string in texts\[0\] \(or .* token ids\), got ndarray of 2 dimensions"),
+        ([torch.tensor(5)], r"a string in texts\[0\] .*, got Tensor of 0 dimensions"),
+        (["heart", [5]], r"strings alone or token ids alone as texts, got a string in texts\[0\] and ids in"),
+        ([[], "heart"], r"strings alone or token ids alone as texts"),
+    ],
+)
+def test_ids_that_are_none_are_named(scorer, texts, message):
+    with pytest.raises(InputError, match=message):
+        scorer.embed(texts)
+
+
+def test_ids_of_a_reference_that_are_out_of_range_are_named(scorer):
+    with pytest.raises(
+        InputError, match=r"token ids from 0 to 175 in references\[1\]\[0\], got 999 at place 1"
+    ):
+        scorer.score(["heart", "blood"], [[5], [[5, 999], [6]]])
+
+
 # Options of the encoder
 
 
@@ -495,18 +620,31 @@ def test_the_attention_that_is_asked_for_runs_or_is_refused(tiny_folder):
         Scorer(tiny_folder, attention="varlen", **FP32)
 
 
-@pytest.mark.parametrize("name", ["num_layers", "max_seq_length", "max_batch_tokens"])
+@pytest.mark.parametrize("name", ["num_layers", "max_seq_length", "max_batch_tokens", "max_bytes"])
 @pytest.mark.parametrize("value", [0, -1, "2", 2.0, True])
 def test_a_size_that_is_no_whole_number_from_1_is_named(tiny_folder, name, value):
     with pytest.raises(InputError, match=rf"{name} of 1 or more, got {value!r}\. Pass a whole number"):
         Scorer(tiny_folder, **{name: value}, **FP32)
 
 
-@pytest.mark.parametrize("name", ["reference_cache_bytes", "word_cache_bytes"])
+@pytest.mark.parametrize("name", ["reference_cache_bytes", "recent_bytes", "word_cache_bytes"])
 @pytest.mark.parametrize("value", [-1, "3", 1.5, None])
 def test_a_number_of_bytes_that_is_none_is_named(tiny_folder, name, value):
     with pytest.raises(InputError, match=rf"{name} of 0 or more, got {value!r}\. Pass a whole number"):
         Scorer(tiny_folder, **{name: value}, **FP32)
+
+
+@pytest.mark.parametrize("name", ["", "  "])
+def test_an_empty_name_is_not_the_working_directory(name):
+    with pytest.raises(InputError, match=r"an encoder's folder or its name on the hub, got '.*'\. Pass '\.'"):
+        Scorer(name)
+
+
+def test_a_device_for_vectors_that_is_none_is_named(scorer):
+    with pytest.raises(InputError, match="a device such as 'cpu' or 'cuda:0', got 'tpu'"):
+        scorer.embed(["heart"], device="tpu")
+    with pytest.raises(BackendUnavailableError, match="cuda:99"):
+        scorer.embed(["heart"], device="cuda:99")
 
 
 def test_the_word_cache_can_be_left_out_and_changes_no_score(tiny_folder):

@@ -235,7 +235,10 @@ def _prompts(path: Path) -> tuple[dict[str, str], str]:
     settings = _read_json(path, {}, required=False)
     prompts = _setting(settings, "prompts", dict, path, {})
     named = {str(key): str(value) for key, value in prompts.items()}
-    return named, named.get(settings.get("default_prompt_name") or "", "")
+    default = settings.get("default_prompt_name")
+    if default and default not in named:
+        raise _wrong(f"default_prompt_name among {', '.join(named) or 'no prompts'}", default, path)
+    return named, named.get(default or "", "")
 
 
 def _pooling(config: Mapping[str, Any], root: Path) -> Pooling:

@@ -16,6 +16,10 @@ not happen while a stream is recorded; the second is the work as it will be reco
 
 _one_at_a_time = threading.Lock()  # PyTorch allows no more than one recording in a process
 
+# Streams that recorders have given back. PyTorch has 32 for a device and then gives them out again, so that a
+# new one for each recorder would soon be one on which others work, and their work would be recorded.
+_spare_streams: dict[torch.device, list[Any]] = {}
+
 _cuda: Any = torch.cuda  # some of its functions have no type information
 
 
@@ -72,32 +76,35 @@ class CudaGraphRecorder:
         return sum(segment["total_size"] for segment in _cuda.memory_snapshot(self._pool))
 
     def capture(self, compute: Callable[[], None]) -> Recording:
-        """Warm up and record on a side stream, between what the current stream has done and will do.
+        """Warm up on the current stream, and record on one that does nothing else.
 
         PyTorch waits for the GPU and empties its cache of memory before it records.
         """
         with _one_at_a_time, torch.cuda.device(self._device):
             if self._pool is None:
-                self._stream, self._pool = _cuda.Stream(), _cuda.graph_pool_handle()
-            caller = torch.cuda.current_stream()
-            self._stream.wait_stream(caller)
-            with torch.cuda.stream(self._stream):
-                for _ in range(WARM_UPS):
-                    compute()
-            # The graph keeps the address of cuBLAS's workspace, of which PyTorch has one for a thread and
-            # stream. Dropped before, a new one comes from the pool, which lives as long as any of its graphs;
-            # dropped after, nobody else is given that one, and no other graph's end takes it away.
-            torch._C._cuda_clearCublasWorkspaces()
+                spare = _spare_streams.get(self._device)
+                self._stream, self._pool = spare.pop() if spare else _cuda.Stream(), _cuda.graph_pool_handle()
+            # Not on the recorded stream. The graph keeps the address of cuBLAS's workspace, of which PyTorch
+            # has one for a thread and stream, and may drop it with any graph of that stream. Made while the
+            # stream is recorded it is the pool's, which lives as long as any of its graphs. To drop all
+            # workspaces instead would take those of others' graphs, vLLM's in this process for one.
+            for _ in range(WARM_UPS):
+                compute()
             graph = torch.cuda.CUDAGraph()
+            # The outer context puts the caller's stream back also where the end of a recording fails.
             # "thread_local": other threads may allocate, copy and wait meanwhile.
-            with torch.cuda.graph(
-                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+            with (
+                torch.cuda.stream(self._stream),
+                torch.cuda.graph(
+                    graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+                ),
             ):
                 compute()
-            torch._C._cuda_clearCublasWorkspaces()
-            caller.wait_stream(self._stream)
             return graph
 
     def release(self) -> None:
         """Leave the pool to PyTorch, which can give it back to the GPU once no graph uses it."""
-        self._pool = None
+        with _one_at_a_time:
+            if self._pool is not None:
+                _spare_streams.setdefault(self._device, []).append(self._stream)
+            self._stream = self._pool = None

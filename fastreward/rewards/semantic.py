@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastreward.rewards.completion import Extract
+from fastreward.errors import InputError
+from fastreward.rewards.completion import Extract, describe
 from fastreward.rewards.reference_reward import NoText, ReferenceReward, RewardCounts
+from fastreward.rewards.shaping import Shaping, shaped
 from fastreward.scorer import Scorer
 
 __all__ = ["NoText", "RewardCounts", "SemanticReward"]
@@ -35,6 +37,9 @@ class SemanticReward(ReferenceReward):
         no_text: What a completion is worth from which nothing can be extracted (it is blank, lacks the tag or
             never closes its thinking): ``"zero"`` for 0.0, so that it is punished, or ``"none"`` for
             ``None``, so that the trainer leaves it out.
+        shaping: What is done to each cosine, for instance ``Clip(0)`` or ``Chain(Rescale(0.7), Power(2))`` of
+            `rewards.shaping`; the 0.0 for a completion without text is no cosine and is left alone. ``None``
+            leaves cosines as they are.
         name: The reward's ``__name__``, under which trainers log it.
 
     Raises:
@@ -64,8 +69,16 @@ class SemanticReward(ReferenceReward):
         extract: Extract = None,
         strip_thinking: bool = True,
         no_text: NoText = "zero",
+        shaping: Shaping | None = None,
         name: str = "semantic_reward",
     ) -> None:
+        if shaping is not None and not callable(shaping):
+            raise InputError(
+                "a shaping such as Clip(0), a function from float to float, or None",
+                describe(shaping),
+                "Pass for instance shaping=Power(2).",
+            )
+        self._shaping = shaping
         super().__init__(
             scorer,
             reference=reference,
@@ -77,4 +90,9 @@ class SemanticReward(ReferenceReward):
 
     def _score(self, texts: list[str], references: list[list[str]]) -> list[float]:
         scores: list[float] = self.scorer.score(texts, references).tolist()
-        return scores
+        return scores if self._shaping is None else [shaped(self._shaping, score) for score in scores]
+
+    def _options(self) -> dict[str, object]:
+        shared = super()._options()
+        name = shared.pop("name")
+        return shared | {"shaping": self._shaping, "name": name}

@@ -403,5 +403,5 @@ def test_the_repr_shows_the_configuration():
     reward = SemanticReward("some/encoder", reference="explanation", extract="explanation", name="mine")
     assert repr(reward) == (
         "SemanticReward('some/encoder', reference='explanation', extract='explanation', "
-        "strip_thinking=True, no_text='zero', name='mine')"
+        "strip_thinking=True, no_text='zero', shaping=None, name='mine')"
     )

@@ -1,0 +1,365 @@
+"""An encoder on OpenVINO: for CPUs, in fp32, in bf16 where the CPU multiplies it, and in calibrated int8."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastreward.backends import dtype_name
+from fastreward.encoders.checkpoint import Checkpoint
+from fastreward.encoders.numerics import own_numerics
+from fastreward.encoders.onnx_session import int8_runs_here, resolve_threads
+from fastreward.encoders.openvino_graph import (
+    Product,
+    Weights,
+    build_graph,
+    graph_inputs,
+    plain_product,
+)
+from fastreward.encoders.openvino_int8 import Calibration, InputRange, int8_product, weights_digest
+from fastreward.encoders.weights import Layer, load_layers
+from fastreward.errors import BackendUnavailableError, CheckpointError, InputError
+from fastreward.ops.pooled_cosine import POOLINGS, Pooling, pooled_cosine
+from fastreward.packing import PackedBatch, pack, token_budget_batches
+
+if TYPE_CHECKING:
+    from openvino import CompiledModel, InferRequest, Model, Node
+
+INSTALL: Final = 'pip install "fastreward[openvino]"'
+
+CPU: Final = torch.device("cpu")
+
+# OpenVINO's names of the precisions; with int8 products they are those of everything else.
+PRECISIONS: Final[Mapping[torch.dtype, str]] = {torch.float32: "f32", torch.bfloat16: "bf16"}
+
+THREAD_TOKENS: Final = 512
+"""Tokens of one inference for each thread, at most. With fewer, threads wait for each other more often; with
+more, texts of unlike length come together, and what a layer writes leaves the core's own cache."""
+
+
+class OpenVINOEncoder:
+    """BERT, RoBERTa, XLM-R and ModernBERT on OpenVINO's CPU plugin, over packed tokens.
+
+    A batch is sorted by length and cut into inferences of `THREAD_TOKENS` for each thread. Several threads
+    may call at once.
+
+    Args:
+        checkpoint: Files and settings.
+        device: The CPU.
+        dtype: float32, or bfloat16 on a CPU that multiplies it. Pooling and norm are fp32 in any case.
+        pooling: Instead of the checkpoint's own.
+        num_layers: Use the first ones alone; None uses all.
+        batch_invariant: Refused: OpenVINO's sums depend on how many rows there are.
+        calibration: Compute matrix products in int8, by what `calibrate_int8` measured on this encoder; the
+            rest stays in `dtype`.
+        threads: Threads of an inference; None takes the cores that this process may use, by its affinity and
+            its control group's quota, and PyTorch's number of threads at most.
+        cache_dir: A folder for compiled graphs, so that the next start is faster; None keeps none.
+
+    Raises:
+        CheckpointError: If weights or calibration are missing, damaged, or do not fit together.
+        BackendUnavailableError: If OpenVINO is not installed, or the device or precision cannot be had.
+        InputError: If an option is not what it should be.
+
+    Example:
+        >>> from fastreward.encoders.checkpoint import load_checkpoint
+        >>> from fastreward.packing import pack
+        >>> cpu = torch.device("cpu")
+        >>> encoder = OpenVINOEncoder(
+        ...     load_checkpoint("sentence-transformers/all-MiniLM-L6-v2"), cpu, torch.float32
+        ... )
+        >>> encoder.embed(pack([[101, 7592, 102], [101, 102]], cpu)).shape
+        torch.Size([2, 384])
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        pooling: Pooling | None = None,
+        num_layers: int | None = None,
+        batch_invariant: bool = False,
+        calibration: Calibration | None = None,
+        threads: int | None = None,
+        cache_dir: str | Path | None = None,
+    ) -> None:
+        _check(device, dtype, pooling, batch_invariant, calibration)
+        architecture = checkpoint.architecture
+        if num_layers is not None:
+            architecture = architecture.first_layers(num_layers)
+        self.device = CPU
+        self.dtype = dtype
+        self.hidden_size = architecture.hidden_size
+        self.pooling: Pooling = pooling or checkpoint.pooling
+        self.threads = resolve_threads(threads)
+        self.calibration = calibration
+        self._checkpoint, self._architecture = checkpoint, architecture
+        self._options = _options(dtype, threads, cache_dir)
+        self._lock = threading.Lock()
+        self._vectors = self._compile(self.pooling)
+        self._states: _Compiled | None = None  # compiled when it is first asked for
+
+    def hidden(self, batch: PackedBatch) -> Tensor:
+        """Return the last hidden states, [T, D] in `dtype`."""
+        with self._lock:
+            if self._states is None:
+                self._states = self._compile(None)
+        states = np.zeros((batch.num_tokens, self.hidden_size), dtype=np.float32)
+        starts = np.cumsum((0, *batch.lengths))
+        for texts, inputs in self._inferences(batch):
+            rows = [np.arange(starts[text], starts[text + 1]) for text in texts]
+            found = self._states.infer(inputs)
+            states[np.concatenate(rows)] = found[: sum(map(len, rows))]
+        return torch.from_numpy(states).to(self.dtype)
+
+    def embed(self, batch: PackedBatch) -> Tensor:
+        """Return one unit vector for each text, [N, D], fp32; zeros for a text without tokens."""
+        vectors = np.zeros((len(batch.lengths), self.hidden_size), dtype=np.float32)
+        for texts, inputs in self._inferences(batch):
+            vectors[texts] = self._vectors.infer(inputs)
+        return torch.from_numpy(vectors)
+
+    def cosine(self, batch: PackedBatch, references: Tensor, reference_index: Tensor) -> Tensor:
+        """Score each text by its cosine with a row of `references`: [N], fp32."""
+        vectors = self.embed(batch)
+        with own_numerics(CPU, torch.float32):
+            # To the op every vector is a text of one token.
+            ends = torch.arange(len(vectors) + 1, dtype=torch.int32, device=CPU)
+            return pooled_cosine(vectors, ends, references, reference_index, max_seqlen=1)
+
+    def _inferences(self, batch: PackedBatch) -> Iterator[tuple[list[int], list[NDArray[np.int32]]]]:
+        """Cut a batch into inferences: which texts each has, and its inputs. Empty texts are left out."""
+        ids = batch.input_ids.numpy()
+        starts = np.cumsum((0, *batch.lengths))
+        for texts in even_parts(batch.lengths, THREAD_TOKENS * self.threads):
+            part = pack([ids[starts[text] : starts[text + 1]] for text in texts], CPU)
+            yield texts, graph_inputs(part, self._architecture)
+
+    def _compile(self, pooling: Pooling | None) -> _Compiled:
+        embeddings, layers = load_layers(
+            self._checkpoint, self._architecture, CPU, torch.float32, splits_last_query=self.pooling == "cls"
+        )
+        product = None
+        if self.calibration is not None:
+            _check_belongs(self.calibration, layers, self._checkpoint)
+            product = int8_product(self.calibration, len(layers))
+        graph = build_graph(self._architecture, embeddings, layers, pooling=pooling, product=product)
+        return _Compiled(graph, self._options)
+
+
+class _Compiled:
+    """A compiled graph, and the requests that threads take turns with."""
+
+    def __init__(self, graph: Model, options: Mapping[str, Any]) -> None:
+        core = _import_openvino().Core()
+        self._model: CompiledModel = core.compile_model(graph, "CPU", dict(options))
+        self._idle: list[InferRequest] = []
+        self._lock = threading.Lock()
+
+    def infer(self, inputs: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
+        """Compute the graph's first output."""
+        return self.infer_all(inputs)[0]
+
+    def infer_all(self, inputs: Sequence[NDArray[Any]]) -> list[NDArray[np.float32]]:
+        """Compute all outputs. They are copies: a request's own memory is written again by the next one."""
+        with self._request() as request:
+            results = request.infer(list(inputs), share_inputs=True, share_outputs=True)
+            return [np.array(results[index]) for index in range(len(self._model.outputs))]
+
+    @contextmanager
+    def _request(self) -> Iterator[InferRequest]:
+        with self._lock:
+            request = self._idle.pop() if self._idle else self._model.create_infer_request()
+        try:
+            yield request
+        finally:
+            with self._lock:
+                self._idle.append(request)
+
+
+def calibrate_int8(
+    checkpoint: Checkpoint,
+    token_ids: Sequence[Sequence[int]],
+    *,
+    threads: int | None = None,
+) -> Calibration:
+    """Measure, in fp32, what an encoder's matrix products are given on texts like those to be scored.
+
+    Args:
+        checkpoint: The encoder.
+        token_ids: Texts as `Scorer.tokenizer` gives them. A hundred that vary do; what exceeds anything seen
+            here is cut to it later.
+        threads: As in `OpenVINOEncoder`.
+
+    Raises:
+        InputError: If there is no token.
+        BackendUnavailableError: If OpenVINO is not installed.
+
+    Example:
+        >>> from fastreward.encoders.checkpoint import load_checkpoint
+        >>> checkpoint = load_checkpoint("sentence-transformers/all-MiniLM-L6-v2")
+        >>> calibration = calibrate_int8(checkpoint, [[101, 1996, 2540, 102], [101, 7592, 102]])
+        >>> encoder = OpenVINOEncoder(checkpoint, CPU, torch.float32, calibration=calibration)
+    """
+    if not any(token_ids):
+        raise InputError("texts to calibrate with", f"{len(token_ids)} texts of no token", "Pass some.")
+    _import_openvino()
+    architecture = checkpoint.architecture
+    # Queries apart, as CLS pooling has them: their input is the same, and so both kinds of graph are served.
+    embeddings, layers = load_layers(
+        checkpoint, architecture, CPU, torch.float32, splits_last_query=checkpoint.pooling == "cls"
+    )
+    inputs: dict[str, Any] = {}
+    graph = build_graph(architecture, embeddings, layers, pooling=None, product=_recording(inputs))
+    measured = _Compiled(_measuring(graph, list(inputs.values())), _options(torch.float32, threads, None))
+    texts = [list(ids) for ids in token_ids if ids]
+    parts = []
+    for rows in token_budget_batches([len(ids) for ids in texts], 2 * THREAD_TOKENS):
+        batch = pack([texts[row] for row in rows], CPU)
+        # Not a token more than there are: all of them are measured.
+        found = measured.infer_all(graph_inputs(batch, architecture, token_multiple=1))
+        parts.append((batch.num_tokens, found))
+    total = sum(tokens for tokens, _ in parts)
+    ranges = {}
+    for index, name in enumerate(inputs):
+        low, high, means = (np.stack([found[3 * index + k] for _, found in parts]) for k in range(3))
+        shares = np.array([[tokens / total] for tokens, _ in parts], dtype=np.float32)
+        ranges[name] = InputRange(low.min(axis=0), high.max(axis=0), (means * shares).sum(axis=0))
+    return Calibration(weights_digest(layers), ranges, total)
+
+
+def even_parts(lengths: Sequence[int], tokens: int) -> list[list[int]]:
+    """Split texts into parts of about so many tokens, none of them a small remainder, longest texts first.
+
+    Args:
+        lengths: Tokens of each text; empty ones are in no part.
+        tokens: Of a part, more or less.
+
+    Example:
+        >>> even_parts([4, 0, 9, 5], 8)
+        [[2], [3, 0]]
+    """
+    order = sorted((text for text, length in enumerate(lengths) if length), key=lambda text: -lengths[text])
+    total = sum(lengths)
+    count = max(1, round(total / tokens))
+    parts: list[list[int]] = [[] for _ in range(count)]
+    done = 0
+    for text in order:
+        middle = done + lengths[text] / 2
+        parts[int(middle * count / total)].append(text)
+        done += lengths[text]
+    return [part for part in parts if part]
+
+
+def _recording(inputs: dict[str, Any]) -> Product:
+    """Products as they are, their inputs kept by name."""
+
+    def product(x: Node, weight: Weights, bias: Weights | None, name: str) -> Node:
+        inputs[name] = x
+        return plain_product(x, weight, bias, name)
+
+    return product
+
+
+def _measuring(graph: Model, nodes: Sequence[Node]) -> Model:
+    """The graph with other outputs: for each node [M, in] the least, the greatest and the mean, each [in]."""
+    import openvino.opset13 as op
+    from openvino import Model
+
+    axis = op.constant(np.array([0], dtype=np.int64))
+    results = [
+        op.result(reduce(node, axis))
+        for node in nodes
+        for reduce in (op.reduce_min, op.reduce_max, op.reduce_mean)
+    ]
+    return Model(results, graph.get_parameters(), "calibration")
+
+
+def _options(dtype: torch.dtype, threads: int | None, cache_dir: str | Path | None) -> dict[str, Any]:
+    """What OpenVINO's CPU plugin is told."""
+    options = {
+        "INFERENCE_PRECISION_HINT": PRECISIONS[dtype],
+        "NUM_STREAMS": 1,  # two of half the threads each were as fast, and each meets a new shape by itself
+        "INFERENCE_NUM_THREADS": resolve_threads(threads),
+    }
+    return options if cache_dir is None else {**options, "CACHE_DIR": str(cache_dir)}
+
+
+def _import_openvino() -> ModuleType:
+    try:
+        import openvino
+    except ImportError as error:
+        raise BackendUnavailableError(
+            "OpenVINO", f"none that can be imported ({error})", f"{INSTALL}."
+        ) from error
+    module: ModuleType = openvino
+    return module
+
+
+def _check(
+    device: torch.device,
+    dtype: torch.dtype,
+    pooling: Pooling | None,
+    batch_invariant: bool,
+    calibration: Calibration | None,
+) -> None:
+    if device.type != "cpu":
+        raise BackendUnavailableError(
+            "a CPU for the back-end 'openvino'", str(device), "Pass device='cpu', or backend='packed'."
+        )
+    if dtype not in PRECISIONS:
+        raise InputError(
+            "float32 or bfloat16 with OpenVINO", dtype_name(dtype), "Pass dtype='bfloat16' or 'float32'."
+        )
+    if pooling is not None and pooling not in POOLINGS:
+        raise InputError(f"pooling among {', '.join(POOLINGS)}", repr(pooling), "Correct the name.")
+    if batch_invariant:
+        raise InputError(
+            "batch_invariant=False with OpenVINO, which promises no order of additions",
+            "True",
+            "Pass backend='packed' for scores whose bits do not depend on the batch.",
+        )
+    if calibration is not None and not int8_runs_here():
+        raise BackendUnavailableError(
+            "a CPU with VNNI for products in int8", "one without it", "Pass calibration=None."
+        )
+    check_multiplies(dtype, _import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+
+
+def check_multiplies(dtype: torch.dtype, able: Sequence[str]) -> None:
+    """Refuse bfloat16 where OpenVINO would compute in fp32 without a word.
+
+    Args:
+        dtype: What is asked for.
+        able: The CPU's capabilities, as OpenVINO names them.
+
+    Raises:
+        BackendUnavailableError: If the CPU does not multiply it.
+    """
+    if dtype == torch.bfloat16 and "BF16" not in able:
+        raise BackendUnavailableError(
+            "a CPU that multiplies bfloat16 (AVX512-BF16 or AMX) for OpenVINO",
+            f"one that is good for {', '.join(sorted(able))}",
+            "Pass dtype='float32'.",
+        )
+
+
+def _check_belongs(calibration: Calibration, layers: Sequence[Layer], checkpoint: Checkpoint) -> None:
+    digest = weights_digest(layers)
+    if calibration.encoder != digest:
+        raise CheckpointError(
+            f"a calibration of {checkpoint.name}, whose weights have the digest {digest}",
+            f"one of weights with the digest {calibration.encoder}",
+            "Calibrate this encoder, with calibrate_int8.",
+        )

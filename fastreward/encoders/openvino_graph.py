@@ -1,0 +1,351 @@
+"""An encoder as an OpenVINO graph over packed tokens: nothing is padded but the scores inside attention.
+
+The products, which are nearly all of the work, run over the T tokens as they stand one behind another. Only
+for attention are rows gathered into N texts of L slots, and gathered back. Texts of one inference are of like
+length, so that little of that is padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastreward.encoders.architecture import Architecture
+from fastreward.encoders.weights import Embeddings, Layer
+from fastreward.ops.layer_norm import LayerNorm
+from fastreward.ops.linear import Linear
+from fastreward.ops.pooled_cosine import Pooling
+from fastreward.packing import PackedBatch
+
+if TYPE_CHECKING:
+    from openvino import Model, Node
+
+# Added to the score of what must not be seen. Finite, so that a text without tokens makes no NaN, and far
+# below any score, so that its exponential is 0 in bf16 as in fp32.
+UNSEEN: Final = -1e9
+
+TOKEN_MULTIPLE: Final = 32
+"""Tokens of an inference are made up to a multiple of so many. For every number of rows that oneDNN meets
+first it writes code, in a tenth of the time that 1,000 tokens take; rows of nobody take a hundredth."""
+
+SLOT_MULTIPLE: Final = 4
+"""Slots of a text in attention, likewise."""
+
+# A pooled vector shorter than this is no direction; as in `fastreward.ops.normalization`.
+MIN_NORM: Final = 1e-12
+
+Weights = NDArray[np.float32]
+
+Product = Callable[["Node", Weights, Weights | None, str], "Node"]
+"""How a product is written: (its input [M, in], weight [out, in], bias [out], its name) → [M, out]."""
+
+
+def build_graph(
+    architecture: Architecture,
+    embeddings: Embeddings,
+    layers: Sequence[Layer],
+    *,
+    pooling: Pooling | None,
+    product: Product | None = None,
+) -> Model:
+    """Write the graph of an encoder.
+
+    Its inputs, all int32, in this order:
+
+    - `input_ids` [T];
+    - `position_rows` [T]: each token's row of the position table. Not with rotary positions;
+    - `slots` [N, L]: the token of each slot, any one where the text has no token there;
+    - `rows` [T]: the slot, n · L + l, of each token;
+    - `lengths` [N]: tokens of each text.
+
+    Behind the tokens of the texts there may stand others, in no slot: what they come to is not used.
+
+    Args:
+        architecture: Of as many layers as there are in `layers`.
+        embeddings: fp32.
+        layers: fp32; with CLS pooling the last one has its queries apart.
+        pooling: How the hidden states of a text become a vector; None leaves them as they are.
+        product: Writes a matrix product and its bias; None does it in the precision of the graph.
+
+    Returns:
+        A graph with one output, fp32: unit vectors [N, D], zeros for a text without tokens; without pooling
+        the hidden states [T, D].
+    """
+    return _Writer(architecture, product or plain_product).graph(embeddings, layers, pooling)
+
+
+def plain_product(x: Node, weight: Weights, bias: Weights | None, name: str) -> Node:
+    """Write x Wᵀ + b: [M, in] → [M, out]."""
+    import openvino.opset13 as op
+
+    y = op.matmul(x, constant(weight), transpose_a=False, transpose_b=True, name=name)
+    return y if bias is None else op.add(y, constant(bias))
+
+
+def constant(value: Tensor | NDArray[Any] | np.float32 | Sequence[int] | int) -> Node:
+    """Write a constant: whole numbers as int64, all others as fp32."""
+    import openvino.opset13 as op
+
+    if isinstance(value, Tensor):
+        return op.constant(value.detach().float().contiguous().numpy(), shared_memory=False)
+    array = np.asarray(value)
+    return op.constant(array.astype(np.float32 if array.dtype.kind == "f" else np.int64), shared_memory=False)
+
+
+class _Writer:
+    """Writes one graph; what its layers share is made once."""
+
+    def __init__(self, architecture: Architecture, product: Product) -> None:
+        import openvino.opset13 as op
+
+        self._op: Any = op
+        self._architecture = architecture
+        self._product = product
+        self._ids = op.parameter([-1], np.int32, name="input_ids")
+        self._positions = op.parameter([-1], np.int32, name="position_rows")
+        self._slots = op.parameter([-1, -1], np.int32, name="slots")
+        self._rows = op.parameter([-1], np.int32, name="rows")
+        self._lengths = op.parameter([-1], np.int32, name="lengths")
+        self._slot_numbers = self._range_of_slots()  # [L]
+        self._filled = op.less(  # [N, L], whether a slot has a token
+            op.unsqueeze(self._slot_numbers, constant([0])), op.unsqueeze(self._lengths, constant([1]))
+        )
+        self._masks: dict[tuple[int | None, bool], Node] = {}
+        self._rotations: dict[int, tuple[Node, Node]] = {}
+
+    def graph(self, embeddings: Embeddings, layers: Sequence[Layer], pooling: Pooling | None) -> Model:
+        from openvino import Model
+
+        normed = stream = self._embed(embeddings)
+        one_row_a_text = False
+        for index, layer in enumerate(layers):
+            one_row_a_text = layer.query is not None and pooling is not None
+            attended = self._attend(normed, layer, str(index), from_first=one_row_a_text)
+            if one_row_a_text:
+                stream = self._first_rows(stream)
+            normed, stream = self._after_attention(attended, stream, layer, str(index))
+        inputs = [self._ids, self._slots, self._rows, self._lengths]
+        if embeddings.positions is not None:
+            inputs.insert(1, self._positions)
+        if pooling is None:
+            output = normed
+        else:
+            output = self._unit(
+                self._zero_if_empty(normed) if one_row_a_text else self._pool(normed, pooling)
+            )
+        return Model([self._op.result(output, name="output")], inputs, "fastreward")
+
+    # ------------------------------------------------------------------ tokens
+
+    def _embed(self, embeddings: Embeddings) -> Node:
+        x = self._take(constant(embeddings.words), self._ids)
+        if embeddings.positions is not None:
+            x = self._op.add(x, self._take(constant(embeddings.positions), self._positions))
+        return self._norm(x, embeddings.norm)
+
+    def _after_attention(self, attended: Node, stream: Node, layer: Layer, name: str) -> tuple[Node, Node]:
+        """Attention output, feed-forward block, their residuals and norms: (normed, stream)."""
+        op = self._op
+        delta = self._multiply(attended, layer.attention_output, f"{name}.attention_output")
+        normed, stream = self._add_and_norm(delta, stream, layer.attention_norm)
+        inside = self._multiply(normed, layer.up, f"{name}.up")
+        if self._architecture.gated:
+            active, gate = op.split(inside, constant(1), num_splits=2).outputs()
+            inside = op.multiply(op.gelu(active, "erf"), gate)
+        else:
+            inside = op.gelu(inside, "erf")
+        delta = self._multiply(inside, layer.down, f"{name}.down")
+        return self._add_and_norm(delta, stream, layer.output_norm)
+
+    def _add_and_norm(self, delta: Node, stream: Node, norm: LayerNorm) -> tuple[Node, Node]:
+        total = self._op.add(delta, stream)
+        normed = self._norm(total, norm)
+        return normed, total if self._architecture.pre_norm else normed
+
+    def _norm(self, x: Node, norm: LayerNorm) -> Node:
+        op = self._op
+        y = op.mvn(x, constant([-1]), normalize_variance=True, eps=norm.eps, eps_mode="inside_sqrt")
+        y = op.multiply(y, constant(norm.weight))
+        return y if norm.bias is None else op.add(y, constant(norm.bias))
+
+    # --------------------------------------------------------------- attention
+
+    def _attend(self, normed: Node, layer: Layer, name: str, *, from_first: bool) -> Node:
+        """Attention before its output product: of all tokens, [T, D], or of texts' first ones, [N, D]."""
+        op, heads, head_dim = self._op, self._architecture.num_heads, self._architecture.head_dim
+        width = heads * head_dim
+        if layer.query is None:
+            query, key, value = self._heads(self._multiply(normed, layer.qkv, f"{name}.qkv", width), 3)
+        else:
+            rows = self._first_rows(normed) if from_first else normed
+            queries = self._multiply(rows, layer.query, f"{name}.query", width)
+            first = op.reshape(queries, constant([-1, heads, 1, head_dim]), special_zero=False)
+            query = first if from_first else self._heads(queries, 1)[0]
+            key, value = self._heads(self._multiply(normed, layer.qkv, f"{name}.qkv"), 2)
+        if layer.rotary is not None:  # a first token stands at position 0, where nothing rotates
+            key = self._rotated(key, layer.rotary)
+            query = query if from_first else self._rotated(query, layer.rotary)
+        scores = op.add(
+            op.matmul(query, key, transpose_a=False, transpose_b=True), self._mask(layer.window, from_first)
+        )
+        attended = op.matmul(op.softmax(scores, axis=3), value, transpose_a=False, transpose_b=False)
+        side_by_side = op.transpose(attended, constant([0, 2, 1, 3]))
+        rows = op.reshape(side_by_side, constant([-1, width]), special_zero=False)
+        return rows if from_first else self._take(rows, self._rows)
+
+    def _heads(self, x: Node, count: int) -> list[Node]:
+        """[T, count · D] → `count` of [N, H, L, hd]."""
+        op, shape = self._op, self._architecture
+        padded = self._take(x, self._slots)
+        apart = op.reshape(
+            padded, constant([0, 0, count, shape.num_heads, shape.head_dim]), special_zero=True
+        )
+        turned = op.transpose(apart, constant([2, 0, 3, 1, 4]))
+        return [op.gather(turned, constant(index), constant(0)) for index in range(count)]
+
+    def _mask(self, window: int | None, from_first: bool) -> Node:
+        """What is added to scores: [N, 1, 1, L], with a window [N, 1, L, L]; of first tokens [N, 1, 1, L]."""
+        key = (window, from_first)
+        if key not in self._masks:
+            op = self._op
+            seen = op.unsqueeze(self._filled, constant([1, 2]))
+            if window is not None:
+                columns = op.unsqueeze(self._slot_numbers, constant([0]))
+                lines = constant(0) if from_first else op.unsqueeze(self._slot_numbers, constant([1]))
+                distance = op.abs(op.subtract(op.convert(columns, "i64"), op.convert(lines, "i64")))
+                near = op.less_equal(distance, constant(window))
+                seen = op.logical_and(seen, op.unsqueeze(near, constant([0, 1])))
+            self._masks[key] = op.select(seen, constant(np.float32(0.0)), constant(np.float32(UNSEEN)))
+        return self._masks[key]
+
+    def _rotated(self, x: Node, table: Tensor) -> Node:
+        """Turn [N, H, L, hd] by the slots' positions, which are their numbers, as `apply_rotary` does."""
+        op = self._op
+        cosines, sines = self._rotation(table)
+        left, right = op.split(x, constant(3), num_splits=2).outputs()
+        turned = (
+            op.subtract(op.multiply(left, cosines), op.multiply(right, sines)),
+            op.add(op.multiply(right, cosines), op.multiply(left, sines)),
+        )
+        return op.concat(list(turned), axis=3)
+
+    def _rotation(self, table: Tensor) -> tuple[Node, Node]:
+        """Cosines and sines of the slots' positions, each [L, hd / 2]."""
+        if id(table) not in self._rotations:
+            rows = self._take(constant(table), self._slot_numbers)
+            cosines, sines = self._op.split(rows, constant(1), num_splits=2).outputs()
+            self._rotations[id(table)] = cosines, sines
+        return self._rotations[id(table)]
+
+    # ----------------------------------------------------------------- pooling
+
+    def _pool(self, x: Node, pooling: Pooling) -> Node:
+        """[T, D] → [N, D], zeros for a text without tokens."""
+        op = self._op
+        if pooling == "cls":
+            return self._zero_if_empty(self._first_rows(x))
+        if pooling == "last":
+            last = op.maximum(op.subtract(self._lengths, self._whole(1)), self._whole(0))
+            slots = op.gather_elements(self._slots, op.unsqueeze(last, constant([1])), axis=1)
+            return self._zero_if_empty(self._take(x, op.squeeze(slots, constant([1]))))
+        filled = op.unsqueeze(self._filled, constant([2]))
+        padded = self._take(x, self._slots)
+        if pooling == "max":
+            lowest = constant(np.float32(np.finfo(np.float32).min))
+            return self._zero_if_empty(op.reduce_max(op.select(filled, padded, lowest), constant([1])))
+        lengths = op.maximum(op.convert(self._lengths, "f32"), constant(np.float32(1.0)))
+        shares = op.divide(op.convert(self._filled, "f32"), op.unsqueeze(lengths, constant([1])))
+        return op.reduce_sum(op.multiply(padded, op.unsqueeze(shares, constant([2]))), constant([1]))
+
+    def _zero_if_empty(self, pooled: Node) -> Node:
+        full = self._op.greater(self._op.unsqueeze(self._lengths, constant([1])), self._whole(0))
+        return self._op.select(full, pooled, constant(np.float32(0.0)))
+
+    def _unit(self, pooled: Node) -> Node:
+        op = self._op
+        norm = op.sqrt(op.reduce_sum(op.multiply(pooled, pooled), constant([1]), keep_dims=True))
+        return op.divide(pooled, op.maximum(norm, constant(np.float32(MIN_NORM))))
+
+    # ------------------------------------------------------------------- parts
+
+    def _multiply(self, x: Node, linear: Linear, name: str, queries: int = 0) -> Node:
+        """Write a product. The scale of attention's scores is set into its first columns, the queries."""
+        weight = np.array(linear.weight.numpy())
+        bias = None if linear.bias is None else np.array(linear.bias.numpy())
+        scale = np.float32(self._architecture.head_dim**-0.5)
+        weight[:queries] *= scale
+        if bias is not None:
+            bias[:queries] *= scale
+        return self._product(x, weight, bias, name)
+
+    def _first_rows(self, x: Node) -> Node:
+        """Rows of the texts' first tokens: [T, D] → [N, D]."""
+        return self._take(x, self._op.gather(self._slots, constant(0), constant(1)))
+
+    def _take(self, table: Node, rows: Node) -> Node:
+        return self._op.gather(table, rows, constant(0))
+
+    def _range_of_slots(self) -> Node:
+        op = self._op
+        length = op.gather(op.shape_of(self._slots, "i32"), constant(1), constant(0))
+        return op.range(self._whole(0), length, self._whole(1), "i32")
+
+    def _whole(self, value: int) -> Node:
+        return self._op.constant(np.array(value, dtype=np.int32))
+
+
+def graph_inputs(
+    batch: PackedBatch, architecture: Architecture, *, token_multiple: int = TOKEN_MULTIPLE
+) -> list[NDArray[np.int32]]:
+    """What a graph of `build_graph` takes for a batch, in its order.
+
+    Args:
+        batch: At least one token.
+        architecture: Whose position table there is, if any.
+        token_multiple: Tokens are made up to a multiple of so many.
+
+    Example:
+        >>> import torch
+        >>> from fastreward.encoders.checkpoint import load_checkpoint
+        >>> from fastreward.packing import pack
+        >>> bert = load_checkpoint("sentence-transformers/all-MiniLM-L6-v2").architecture
+        >>> batch = pack([[101, 7592, 102], [101, 102]], torch.device("cpu"))
+        >>> for array in graph_inputs(batch, bert, token_multiple=1):
+        ...     print(array.tolist())
+        [101, 7592, 102, 101, 102]
+        [0, 1, 2, 0, 1]
+        [[0, 1, 2, 0], [3, 4, 0, 0]]
+        [0, 1, 2, 4, 5]
+        [3, 2]
+    """
+    lengths = np.array(batch.lengths, dtype=np.int32)
+    num_slots = -(-batch.max_seqlen // SLOT_MULTIPLE) * SLOT_MULTIPLE
+    ids, positions = batch.input_ids.numpy(), batch.position_ids.numpy()
+    starts = np.arange(len(lengths), dtype=np.int32) * np.int32(num_slots)
+    rows = np.repeat(starts, lengths) + positions
+    slots = np.zeros(len(lengths) * num_slots, dtype=np.int32)
+    slots[rows] = np.arange(len(ids), dtype=np.int32)
+    room = (0, -len(ids) % token_multiple)
+    inputs = [np.pad(ids, room), slots.reshape(len(lengths), num_slots), np.pad(rows, room), lengths]
+    if architecture.thetas is None:
+        inputs.insert(1, np.pad(_position_rows(ids, positions, architecture.padding_id), room))
+    return inputs
+
+
+def _position_rows(
+    ids: NDArray[np.int32], positions: NDArray[np.int32], padding_id: int | None
+) -> NDArray[np.int32]:
+    """The row of the position table for each token, [T]; see `Embeddings`."""
+    if padding_id is None:
+        return positions
+    # A text may hold the padding token (someone writes "<pad>"): it has row 0, and those behind it count as
+    # if it were not there.
+    counts = (ids != padding_id).astype(np.int32)
+    seen = np.concatenate((np.zeros(1, dtype=np.int32), counts.cumsum(dtype=np.int32)))
+    first = np.arange(len(ids), dtype=np.int32) - positions
+    rows: NDArray[np.int32] = (seen[1:] - seen[first]) * counts
+    return rows

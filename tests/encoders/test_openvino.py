@@ -1,0 +1,409 @@
+"""OpenVINO: vectors and states are Hugging Face's, in each precision, and what cannot run is refused."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastreward.encoders.checkpoint import load_checkpoint
+from fastreward.encoders.openvino_int8 import Calibration, bounds, round_weights, smoothing
+from fastreward.encoders.packed import PackedEncoder
+from fastreward.errors import BackendUnavailableError, CheckpointError, InputError
+from fastreward.ops.pooled_cosine import POOLINGS
+from fastreward.packing import pack
+from fastreward.tokenization import Tokenizer
+
+pytest.importorskip("openvino", reason="needs the extra openvino")
+
+from fastreward.encoders.openvino import (
+    OpenVINOEncoder,
+    calibrate_int8,
+    check_multiplies,
+    even_parts,
+)
+from fastreward.encoders.openvino_graph import graph_inputs
+
+CPU = torch.device("cpu")
+LENGTHS = [3, 1, 17, 17, 64, 200, 2, 40]
+VOCABULARY_SIZE = 100
+PADDING = 1  # of the XLM-R checkpoint
+EXPLANATIONS = Path(__file__).resolve().parents[2] / "examples" / "data" / "explanations.jsonl"
+
+FAMILIES = {
+    "bert": {"num_attention_heads": 2},
+    "xlm-r": {"family": "XLMRoberta", "num_hidden_layers": 3},
+    "modernbert": {"family": "ModernBert", "num_hidden_layers": 4, "local_attention": 16},
+    "modernbert, last layer local, biases": {
+        "family": "ModernBert",
+        "layer_types": ["full_attention", "sliding_attention"],
+        "local_attention": 7,
+        "attention_bias": True,
+        "mlp_bias": True,
+        "norm_bias": True,
+    },
+}
+PLAIN_POOLING = {
+    "mean": lambda hidden: hidden.mean(dim=0),
+    "cls": lambda hidden: hidden[0],
+    "last": lambda hidden: hidden[-1],
+    "max": lambda hidden: hidden.amax(dim=0),
+}
+
+bf16_here = pytest.mark.skipif(
+    not torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported(),
+    reason="this CPU does not multiply bf16",
+)
+int8_here = pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="this CPU has no VNNI")
+
+
+def encoder_of(folder, dtype=torch.float32, **options):
+    return OpenVINOEncoder(load_checkpoint(folder), CPU, dtype, **options)
+
+
+def ragged_ids(lengths=LENGTHS, *, first=4):
+    rng = random.Random(0)
+    return [[rng.randrange(first, VOCABULARY_SIZE) for _ in range(length)] for length in lengths]
+
+
+# ------------------------------------------------------------------------------------------ fp32
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_hidden_states_are_those_of_the_padded_huggingface_model(tiny_checkpoint, huggingface_hidden, family):
+    folder, token_ids = tiny_checkpoint(**family), ragged_ids()
+    hidden = encoder_of(folder).hidden(pack(token_ids, CPU))
+    expected = torch.cat(huggingface_hidden(folder, token_ids))
+    torch.testing.assert_close(hidden, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_vectors_are_the_pooled_hidden_states_at_unit_length(
+    tiny_checkpoint, huggingface_hidden, family, pooling
+):
+    folder, token_ids = tiny_checkpoint(**family), ragged_ids()
+    pooled = torch.stack([PLAIN_POOLING[pooling](h) for h in huggingface_hidden(folder, token_ids)])
+    vectors = encoder_of(folder, pooling=pooling).embed(pack(token_ids, CPU))
+    torch.testing.assert_close(vectors, F.normalize(pooled), atol=1e-5, rtol=0)
+
+
+def test_a_cls_encoder_has_all_hidden_states_too(tiny_checkpoint, huggingface_hidden):
+    folder, token_ids = tiny_checkpoint(), ragged_ids()
+    hidden = encoder_of(folder, pooling="cls").hidden(pack(token_ids, CPU))
+    torch.testing.assert_close(hidden, torch.cat(huggingface_hidden(folder, token_ids)), atol=1e-4, rtol=0)
+
+
+def test_positions_go_round_padding_tokens_inside_a_text(tiny_checkpoint, huggingface_hidden):
+    folder = tiny_checkpoint(family="XLMRoberta")
+    ids = ragged_ids([30])[0]
+    ids[7] = ids[8] = ids[20] = PADDING
+    packed = PackedEncoder(load_checkpoint(folder), CPU, torch.float32)
+    batch = pack([[5, 6], ids, [7]], CPU)
+    torch.testing.assert_close(encoder_of(folder).embed(batch), packed.embed(batch), atol=1e-5, rtol=0)
+
+
+def test_the_first_layers_alone_are_those_of_the_packed_encoder(tiny_checkpoint):
+    folder, batch = tiny_checkpoint(num_hidden_layers=3), pack(ragged_ids(), CPU)
+    packed = PackedEncoder(load_checkpoint(folder), CPU, torch.float32, num_layers=2)
+    vectors = encoder_of(folder, num_layers=2).embed(batch)
+    torch.testing.assert_close(vectors, packed.embed(batch), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_a_text_without_tokens_is_zeros_wherever_it_stands(tiny_folder, pooling):
+    encoder = encoder_of(tiny_folder, pooling=pooling)
+    texts = ragged_ids([0, 5, 0, 70, 0])
+    vectors = encoder.embed(pack(texts, CPU))
+    assert torch.equal(vectors[::2], torch.zeros(3, 32))
+    full = encoder.embed(pack([texts[1], texts[3]], CPU))
+    torch.testing.assert_close(vectors[1::2], full, atol=2e-6, rtol=0)
+    assert encoder.embed(pack([[], []], CPU)).tolist() == torch.zeros(2, 32).tolist()
+    assert encoder.embed(pack([], CPU)).shape == (0, 32)
+    assert encoder.hidden(pack([[], []], CPU)).shape == (0, 32)
+
+
+def test_a_vector_does_not_depend_on_the_other_texts(tiny_folder):
+    encoder, texts = encoder_of(tiny_folder), ragged_ids()
+    together = encoder.embed(pack(texts, CPU))
+    alone = torch.cat([encoder.embed(pack([ids], CPU)) for ids in texts])
+    torch.testing.assert_close(together, alone, atol=2e-6, rtol=0)
+
+
+def test_a_score_is_the_cosine_of_the_vector_with_its_reference(tiny_folder):
+    encoder, batch = encoder_of(tiny_folder), pack(ragged_ids([5, 0, 9]), CPU)
+    references = torch.randn(2, 32, generator=torch.Generator().manual_seed(0))
+    index = torch.tensor([1, 0, 0], dtype=torch.int32)
+    scores = encoder.cosine(batch, references, index)
+    expected = (encoder.embed(batch) * F.normalize(references)[index.long()]).sum(dim=1)
+    torch.testing.assert_close(scores, expected, atol=1e-6, rtol=0)
+    assert scores[1] == 0.0
+
+
+def test_many_threads_get_what_one_gets(tiny_folder):
+    encoder = encoder_of(tiny_folder, threads=1)
+    batches = [pack(ragged_ids([n, 2 * n, 3]), CPU) for n in range(1, 40)]
+    expected = [encoder.embed(batch) for batch in batches]
+    with ThreadPoolExecutor(8) as threads:
+        for found, right in zip(threads.map(encoder.embed, batches), expected, strict=True):
+            torch.testing.assert_close(found, right, atol=2e-6, rtol=0)
+
+
+def test_a_compiled_graph_is_read_again_from_its_folder(tiny_folder, tmp_path):
+    batch = pack(ragged_ids(), CPU)
+    first = encoder_of(tiny_folder, cache_dir=tmp_path).embed(batch)
+    stored = sorted(tmp_path.rglob("*"))
+    assert stored
+    assert torch.equal(encoder_of(tiny_folder, cache_dir=tmp_path).embed(batch), first)
+    assert sorted(tmp_path.rglob("*")) == stored
+
+
+# ------------------------------------------------------------------------------------------ bf16
+
+
+@bf16_here
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_bf16_vectors_are_near_those_of_fp32(tiny_checkpoint, family):
+    folder = tiny_checkpoint(**family, hidden_size=64, intermediate_size=128)
+    batch = pack(ragged_ids(), CPU)
+    exact = PackedEncoder(load_checkpoint(folder), CPU, torch.float32).embed(batch)
+    error = encoder_of(folder, torch.bfloat16).embed(batch) - exact
+    # A rounding is 2^-9 of a value at most, and about 2^-10.8 RMS. Some twenty to forty of them stand behind
+    # one another: sqrt(40) · 2^-10.8 = 3.5e-3 of a component, which is 1/8 RMS: 4.4e-4, and three times that
+    # where a mean cancels. The largest of 500 is four times the RMS, and twice that in a text of few tokens.
+    assert error.square().mean().sqrt() <= 1.5e-3
+    assert error.abs().max() <= 1e-2
+
+
+def products(encoder):
+    """How each product of an encoder is computed, as OpenVINO reports it once it is compiled."""
+    nodes = encoder._vectors._model.get_runtime_model().get_ops()
+    kinds = [{key: value.astype(str) for key, value in node.get_rt_info().items()} for node in nodes]
+    return Counter(
+        kind["primitiveType"].rpartition("_")[2].lower()
+        for kind in kinds
+        if kind["layerType"].startswith("FullyConnected")
+    )
+
+
+@bf16_here
+def test_products_are_computed_in_the_precision_that_is_asked_for(minilm_folder):
+    for dtype, name in ((torch.float32, "f32"), (torch.bfloat16, "bf16")):
+        encoder = encoder_of(minilm_folder, dtype, num_layers=2)
+        encoder.embed(pack(ragged_ids(), CPU))
+        assert products(encoder) == {name: 8}
+
+
+def test_bf16_is_refused_where_openvino_would_compute_in_fp32():
+    check_multiplies(torch.float32, ["FP32"])
+    with pytest.raises(BackendUnavailableError, match=r"multiplies bfloat16.*FP32, INT8.*dtype='float32'"):
+        check_multiplies(torch.bfloat16, ["INT8", "FP32"])
+
+
+# ------------------------------------------------------------------------------------------ int8
+
+
+@pytest.fixture(scope="module")
+def graded(minilm_folder):
+    """References and candidates of the graded explanations, as MiniLM's token ids: [60], [60][6]."""
+    checkpoint = load_checkpoint(minilm_folder)
+    tokenizer = Tokenizer.from_file(checkpoint.tokenizer_file, max_length=checkpoint.max_seq_length)
+    items = [json.loads(line) for line in EXPLANATIONS.read_text(encoding="utf-8").splitlines()]
+    references = tokenizer([item["explanation"] for item in items])
+    return references, [tokenizer(list(item["candidates"].values())) for item in items]
+
+
+@int8_here
+@bf16_here
+def test_int8_keeps_the_order_of_explanations_that_it_was_not_calibrated_on(minilm_folder, graded):
+    references, candidates = graded
+    checkpoint = load_checkpoint(minilm_folder)
+    # Every other item calibrates, of either language and all subjects; the others are scored.
+    calibration = calibrate_int8(checkpoint, [ids for texts in candidates[::2] for ids in texts[::3]])
+    encoder = OpenVINOEncoder(checkpoint, CPU, torch.bfloat16, calibration=calibration)
+    packed = PackedEncoder(checkpoint, CPU, torch.float32)
+    batch = pack([ids for texts in candidates[1::2] for ids in texts], CPU)
+    index = torch.arange(30).repeat_interleave(6)
+    exact, found = (
+        made.cosine(batch, made.embed(pack(references[1::2], CPU)), index).view(30, 6)
+        for made in (packed, encoder)
+    )
+    error = found - exact
+    # Seen: 0.004 RMS, beside a spread of scores within a group of 0.1.
+    assert error.square().mean().sqrt() <= 6e-3
+    assert error.abs().max() <= 2.5e-2
+    assert rank_correlation(found.flatten(), exact.flatten()) >= 0.998
+    within = [rank_correlation(ours, right) for ours, right in zip(found, exact, strict=True)]
+    assert np.mean(within) >= 0.99
+    assert products(encoder) == {"i8": 22, "bf16": 2}
+
+
+def rank_correlation(ours, right):
+    ranks = torch.stack([values.argsort().argsort().double() for values in (ours, right)])
+    return float(torch.corrcoef(ranks)[0, 1])
+
+
+@int8_here
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_int8_serves_every_family(tiny_checkpoint, family, pooling):
+    settings = {"pooling_mode_mean_tokens": pooling == "mean", "pooling_mode_cls_token": pooling == "cls"}
+    folder = tiny_checkpoint(**family, hidden_size=64, intermediate_size=128, pooling=settings)
+    checkpoint, token_ids = load_checkpoint(folder), ragged_ids()
+    calibration = calibrate_int8(checkpoint, token_ids)
+    assert calibration.num_tokens == sum(LENGTHS)
+    batch = pack(token_ids, CPU)
+    exact = PackedEncoder(checkpoint, CPU, torch.float32).embed(batch)
+    encoder = encoder_of(folder, calibration=calibration)
+    cosines = (encoder.embed(batch) * exact).sum(dim=1)
+    # Random weights and normal activations: 8 bits leave about 1 % of a product as noise. Some four to ten
+    # products stand behind one another, so 3 % at most, and a cosine falls by half the square of it.
+    assert cosines.min() >= 1 - 2e-3
+    assert encoder.hidden(batch).shape == (sum(LENGTHS), 64)
+
+
+def test_a_calibration_is_what_the_products_were_given(tiny_folder, huggingface_hidden):
+    token_ids = ragged_ids()
+    calibration = calibrate_int8(load_checkpoint(tiny_folder), [*token_ids, []])
+    transformers = pytest.importorskip("transformers")
+    model = transformers.AutoModel.from_pretrained(tiny_folder, attn_implementation="eager").eval()
+    given_to_up = []
+    model.encoder.layer[1].intermediate.dense.register_forward_hook(
+        lambda module, inputs, output: given_to_up.append(inputs[0][0])
+    )
+    with torch.no_grad():
+        for ids in token_ids:
+            model(input_ids=torch.tensor([ids]))
+    tokens, found = torch.cat(given_to_up), calibration.ranges["1.up"]
+    for values, expected in (
+        (found.low, tokens.amin(dim=0)),
+        (found.high, tokens.amax(dim=0)),
+        (found.mean, tokens.mean(dim=0)),
+    ):
+        torch.testing.assert_close(torch.from_numpy(values), expected, atol=1e-4, rtol=0)
+
+
+@int8_here
+def test_a_calibration_comes_back_from_its_file_and_gives_the_same_vectors(tiny_folder, tmp_path):
+    batch = pack(ragged_ids(), CPU)
+    calibration = calibrate_int8(load_checkpoint(tiny_folder), ragged_ids())
+    again = Calibration.load(calibration.save(tmp_path / "tiny"))
+    vectors = [encoder_of(tiny_folder, calibration=made).embed(batch) for made in (calibration, again)]
+    assert torch.equal(*vectors)
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.npz"]
+
+
+@int8_here
+def test_a_calibration_that_does_not_belong_or_is_damaged_is_refused(tiny_checkpoint, tiny_folder, tmp_path):
+    calibration = calibrate_int8(load_checkpoint(tiny_folder), ragged_ids())
+    other = tiny_checkpoint(num_hidden_layers=3)
+    with pytest.raises(CheckpointError, match=r"digest .* got one of weights with the digest"):
+        encoder_of(other, calibration=calibration)
+    with pytest.raises(CheckpointError, match=r"product 0\.qkv in the calibration, got none"):
+        encoder_of(tiny_folder, calibration=replace(calibration, ranges={}))
+    path = calibration.save(tmp_path / "tiny.npz")
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(CheckpointError, match=r"calibration that .* wrote.*tiny\.npz.*Calibrate again"):
+        Calibration.load(path)
+    with pytest.raises(CheckpointError, match=r"missing\.npz"):
+        Calibration.load(tmp_path / "missing.npz")
+    np.savez(tmp_path / "foreign.npz", format=99)
+    with pytest.raises(CheckpointError, match="format 99"):
+        Calibration.load(tmp_path / "foreign.npz")
+    with pytest.raises(CheckpointError, match="place to write the calibration"):
+        calibration.save(tmp_path / "no folder" / "tiny.npz")
+
+
+def test_calibrating_on_nothing_is_refused(tiny_folder):
+    for token_ids in ([], [[], []]):
+        with pytest.raises(InputError, match="texts to calibrate with"):
+            calibrate_int8(load_checkpoint(tiny_folder), token_ids)
+
+
+@given(st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=5))
+def test_zero_is_a_level_and_the_bounds_hold_all_but_half_a_step(values):
+    array = np.array(values, dtype=np.float32)
+    low, high = bounds(array, array)
+    step = (np.float64(high) - low) / 255
+    assert abs(low / step - round(low / step)) <= 1e-3
+    assert low <= 0 <= high
+    assert array.min() >= low - 0.501 * step
+    assert array.max() <= high + 0.501 * step
+
+
+def test_smoothing_evens_out_and_leaves_the_product_as_it_is():
+    rng = np.random.default_rng(0)
+    spread = np.float32([0.0, 1.0, 50.0])
+    weight = rng.standard_normal((4, 3)).astype(np.float32)
+    factors = smoothing(spread, weight)
+    assert np.isfinite(factors).all()
+    assert factors.min() > 0
+    assert (spread / factors).max() < spread.max()
+    assert smoothing(np.zeros(3, np.float32), weight).tolist() == [1.0, 1.0, 1.0]
+
+
+def test_weights_are_rounded_row_by_row_to_half_a_step():
+    weight = np.float32([[100.0, -3.0, 0.2], [1e-3, -2e-3, 0.0], [0.0, 0.0, 0.0]])
+    whole, scales = round_weights(weight)
+    assert whole.dtype == np.int8
+    assert np.abs(whole).max(axis=1).tolist() == [127, 127, 0]
+    assert (np.abs(whole * scales - weight) <= 0.5001 * scales).all()
+
+
+# ------------------------------------------------------------------------------ inputs and options
+
+
+@given(st.lists(st.integers(0, 300), max_size=60), st.sampled_from([64, 512, 1024]))
+def test_parts_hold_each_text_with_tokens_once_and_are_of_like_size(lengths, tokens):
+    parts = even_parts(lengths, tokens)
+    assert sorted(text for part in parts for text in part) == [
+        n for n, length in enumerate(lengths) if length
+    ]
+    sizes = [sum(lengths[text] for text in part) for part in parts]
+    if max(lengths, default=0) <= tokens and len(sizes) > 1:
+        # A text falls where its middle does: a part is off by half a text at either end.
+        assert max(sizes) <= 1.5 * tokens + max(lengths)
+    in_order = [lengths[text] for part in parts for text in part]
+    assert in_order == sorted(in_order, reverse=True)
+
+
+def test_less_than_three_per_cent_of_the_tokens_of_explanations_are_nobodys(minilm_folder, graded):
+    lengths = sorted(len(ids) for texts in graded[1] for ids in texts)
+    architecture = load_checkpoint(minilm_folder).architecture
+    computed = 0
+    for texts in even_parts(lengths, 1024):
+        part = pack([[5] * lengths[text] for text in texts], CPU)
+        computed += len(graph_inputs(part, architecture)[0])
+    assert sum(lengths) <= computed <= 1.03 * sum(lengths)
+
+
+def test_what_cannot_run_is_refused(tiny_folder):
+    checkpoint = load_checkpoint(tiny_folder)
+    with pytest.raises(BackendUnavailableError, match=r"CPU for the back-end 'openvino', got cuda:0.*packed"):
+        OpenVINOEncoder(checkpoint, torch.device("cuda:0"), torch.float32)
+    for options, expected in (
+        ({"dtype": torch.float16}, "float32 or bfloat16 with OpenVINO, got float16"),
+        ({"batch_invariant": True}, "batch_invariant=False with OpenVINO.*backend='packed'"),
+        ({"pooling": "median"}, "pooling among mean, cls, last, max, got 'median'"),
+        ({"threads": 0}, "threads of 1 or more, got 0"),
+        ({"num_layers": 9}, "num_layers from 1 to 2"),
+    ):
+        with pytest.raises(InputError, match=expected):
+            OpenVINOEncoder(checkpoint, CPU, **{"dtype": torch.float32, **options})
+
+
+def test_a_missing_openvino_is_said_with_its_remedy(tiny_folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(BackendUnavailableError, match=r'pip install "fastreward\[openvino\]"'):
+        encoder_of(tiny_folder)

@@ -4,13 +4,14 @@
 #   make test    all tests that need no GPU
 #   make lint    ruff, the format check and mypy
 #   make bench   the CPU benchmarks (minutes; stop other work first)
+#   make peers   the libraries that `make bench` compares with, in an environment of their own
 #   make gpu     the tests on CUDA, then the GPU benchmarks, with this machine's own python3
 #   make clean   remove the environment and what the tools left behind
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-cpu test-interpreter test-compile lint format coverage bench gpu clean
+.PHONY: help setup demo test test-cpu test-interpreter test-compile test-trl lint format coverage bench peers gpu clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -19,6 +20,8 @@ BIN := $(VENV)/bin
 TORCH := $(shell grep -E '^torch==' constraints.txt)
 # The oldest Triton that is supported: kernels are compiled ahead of time with it as well.
 TRITON_OLDEST := 3.6.0
+# The oldest TRL that is supported, which unsloth pins.
+TRL_OLDEST := 1.15.0
 
 export HF_HUB_OFFLINE ?= 1
 
@@ -44,7 +47,7 @@ setup: $(VENV)/.ready
 demo: setup
 	@$(BIN)/python examples/demo.py
 
-test: test-cpu test-interpreter test-compile
+test: test-cpu test-interpreter test-compile test-trl
 
 test-cpu: setup
 	$(BIN)/python -m pytest -q tests
@@ -61,6 +64,17 @@ $(VENV)/triton-$(TRITON_OLDEST)/.ready: $(VENV)/.ready
 # The same compilation under the oldest supported Triton; `test-cpu` ran it under the installed one.
 test-compile: $(VENV)/triton-$(TRITON_OLDEST)/.ready
 	PYTHONPATH=$(VENV)/triton-$(TRITON_OLDEST) $(BIN)/python -m pytest -q tests/kernels
+
+$(VENV)/trl-$(TRL_OLDEST)/.ready: $(VENV)/.ready
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+	  --target $(VENV)/trl-$(TRL_OLDEST) trl==$(TRL_OLDEST)
+	@touch $@
+
+# The adapter under the oldest supported TRL; `test-cpu` ran it under the installed one. Its losses are Triton
+# kernels whatever the device, which only the interpreter runs on a CPU.
+test-trl: $(VENV)/trl-$(TRL_OLDEST)/.ready
+	TRITON_INTERPRET=1 PYTHONPATH=$(VENV)/trl-$(TRL_OLDEST) $(BIN)/python -m pytest -q \
+	  tests/integrations/test_trl.py tests/integrations/test_trl_trainers.py -m "not slow"
 
 lint: setup
 	$(BIN)/ruff check .
@@ -79,6 +93,16 @@ coverage: setup
 
 bench: setup
 	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+# They need an older transformers than ours.
+peers: $(VENV)/peers/.ready
+
+$(VENV)/peers/.ready: $(VENV)/.ready benchmarks/peers_cpu/requirements.txt
+	@$(PYTHON) -m venv $(VENV)/peers
+	@$(VENV)/peers/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	@$(VENV)/peers/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -r benchmarks/peers_cpu/requirements.txt
+	@touch $@
 
 # For a machine whose python3 already holds CUDA torch: no environment is made and nothing is fetched.
 gpu:

@@ -11,7 +11,7 @@ from fastreward.encoders.checkpoint import DEFAULT_ENCODER, is_packaged
 ROOT = Path(fastreward.__file__).parent
 MODULES = sorted(
     ".".join(["fastreward", *path.relative_to(ROOT).with_suffix("").parts]).removesuffix(".__init__")
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("*/*.py")]
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("*/*.py"), *ROOT.glob("*/*/*.py")]
     if path.stem != "__main__"  # importing it would run the command line
 )
 

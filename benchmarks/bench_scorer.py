@@ -60,7 +60,8 @@ def scorer(dtype: torch.dtype, *, batch_invariant: bool = False) -> Scorer:
 
 def new_scorer(dtype: torch.dtype, *, batch_invariant: bool = False) -> Scorer:
     """A scorer that knows no reference yet."""
-    return Scorer(DEFAULT_ENCODER, device="cpu", dtype=dtype, batch_invariant=batch_invariant, progress=False)
+    options = {"device": "cpu", "dtype": dtype, "batch_invariant": batch_invariant, "progress": False}
+    return Scorer(DEFAULT_ENCODER, backend="packed", **options)
 
 
 @functools.cache

@@ -96,7 +96,7 @@ class Words:
 @functools.lru_cache(maxsize=1)
 def scorer_of(folder: Path, device: torch.device, dtype: torch.dtype) -> Scorer:
     """The last scorer that was asked for stays."""
-    return Scorer(folder, device=device, dtype=dtype, progress=False)
+    return Scorer(folder, backend="packed", device=device, dtype=dtype, progress=False)
 
 
 def after(prepare: Callable[[], object], run: Callable[[], object]) -> Prepare:

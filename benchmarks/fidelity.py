@@ -159,7 +159,7 @@ def minilm_scores(device: torch.device, shrunk: bool, encoder: Path | None) -> I
     batch = explanation_batch(2 if shrunk else 32, 6)
 
     def scores(device: torch.device, dtype: torch.dtype) -> Tensor:
-        made = Scorer(source, device=str(device), dtype=dtype, progress=False)
+        made = Scorer(source, backend="packed", device=str(device), dtype=dtype, progress=False)
         return made.score(batch.completions, batch.references)
 
     yield from _findings(name, scores, device, 384)

@@ -59,7 +59,7 @@ def on_stream(stream: torch.cuda.Stream | None) -> Iterator[None]:
 
 def after_caller(tensor: Tensor | None, stream: torch.cuda.Stream | None) -> None:
     """Let work on `stream` that is queued from now on read a tensor that the current stream may yet write."""
-    if stream is None or tensor is None or not tensor.is_cuda:
+    if stream is None or not isinstance(tensor, Tensor) or not tensor.is_cuda:
         return
     stream.wait_stream(torch.cuda.current_stream(tensor.device))
     tensor.record_stream(stream)

@@ -303,26 +303,32 @@ class Engine:
 
     def _start(self, encoders: list[Encoder]) -> None:
         for replica, encoder in zip(self.replicas.members, encoders, strict=True):
+            if replica.device.type == "cuda":  # streams that know nothing of this one will read the weights
+                torch.cuda.current_stream(replica.device).synchronize()
             replica.encoder = encoder
             if self._config.cuda_graphs:
                 replica.encoder = _with_graphs(encoder, self.budget)
 
     def _budget(self, encoders: list[Encoder], batch_tokens: int) -> Budget:
-        config, weights = self._config, held_bytes(encoders[0])
+        config = self._config
         if config.max_bytes is None:
             return Budget(batch_tokens)
+        devices = [replica.device for replica in self.replicas.members]
+        copies = max(map(devices.count, devices))  # as many as one device holds
+        weights = copies * held_bytes(encoders[0])
+        token_bytes = activation_bytes(self._checkpoint.architecture, self.device, self.dtype)
         budget = budget_within(
             config.max_bytes,
             weights=weights,
             caches=config.reference_cache_bytes + config.recent_bytes,
-            token_bytes=activation_bytes(self._checkpoint.architecture, self.device, self.dtype),
+            token_bytes=copies * token_bytes,
             batch_tokens=batch_tokens,
             text_tokens=self.tokenizer.max_length,
             graphs=config.cuda_graphs,
         )
-        for replica in self.replicas.members:
-            warn_if_taken(replica.device, config.max_bytes - weights)
-        return budget
+        for device in dict.fromkeys(devices):
+            warn_if_taken(device, config.max_bytes - weights)
+        return replace(budget, graph_bytes=budget.graph_bytes // copies)
 
 
 def _with_graphs(encoder: Encoder, budget: Budget) -> Encoder:

@@ -117,6 +117,23 @@ def upload(arrays: Sequence[NDArray[np.int32]], device: torch.device) -> list[Te
     return [moved[start : start + len(array)] for start, array in zip(starts, arrays, strict=False)]
 
 
+def upload_into(target: Tensor, array: NDArray[np.int32]) -> None:
+    """Copy a one-dimensional int32 array into a tensor of its size, which on a GPU is not waited for.
+
+    Example:
+        >>> target = torch.zeros(3, dtype=torch.int32)
+        >>> upload_into(target[1:], np.array([7, 8], dtype=np.int32))
+        >>> target
+        tensor([0, 7, 8], dtype=torch.int32)
+    """
+    if target.device.type == "cuda":  # pinned: PyTorch gives it to no one else before the copy has ended
+        staged = torch.empty(len(array), dtype=torch.int32, device="cpu", pin_memory=True)
+        staged.numpy()[:] = array
+    else:
+        staged = torch.from_numpy(array)
+    target.copy_(staged, non_blocking=True)
+
+
 def token_budget_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     """Split texts into batches of at most `max_tokens` tokens, longest first.
 

@@ -96,6 +96,13 @@ class RecentVectors:
                 self._written.mark(new.vectors.device)
         return Lookup(vectors, hits=len(texts) - len(missing), misses=len(missing))
 
+    def clear(self) -> None:
+        """Forget all vectors."""
+        with self._lock:
+            self._blocks.clear()
+            self._rows.clear()
+            self._size_bytes = 0
+
     def move(self, device: torch.device) -> None:
         """Take all vectors to another device, as they are. No stream may be using them meanwhile."""
         with self._lock:

@@ -130,7 +130,8 @@ class _Shared:
     def next(self) -> TextBatch | None:
         """The next batch; None when there is none left, or another thread has failed."""
         with self._lock:
-            batch = None if self._batches is None else next(self._batches, None)
+            batches = self._batches  # read once: another thread may stop it now
+            batch = None if batches is None else next(batches, None)
             if batch is not None:
                 self.stats += ScorerStats(
                     encoded_texts=len(batch.rows),

@@ -68,7 +68,8 @@ class Scorer(SharedEncoder):
         max_batch_tokens: Tokens of one batch; None chooses by device.
         max_bytes: Bound on what the scorer holds on a device: weights, cached vectors, and the activations of
             a batch, which is made smaller to fit. A call's results come on top, and so do the hidden states
-            of `maxsim`, as much as the activations again, and the workspaces of CUDA's libraries.
+            of `maxsim`, as much as the activations again, the batches of other calls at the same time, and
+            the workspaces of CUDA's libraries.
         reference_cache_bytes: Bound on the cache of reference vectors.
         recent_bytes: Bound on the vectors that are kept for others who use this scorer; see `attach`.
         word_cache_bytes: Bound on the cache of words' token ids, where one is exact; 0 for none.
@@ -305,11 +306,12 @@ class Scorer(SharedEncoder):
         return f"Scorer({', '.join(f'{name}={values[name]!r}' for name in shown)})"
 
     def _require_finite(self, engine: Engine, values: Tensor, references: Iterable[Text] = ()) -> None:
-        """Refuse values that are not finite, and forget the references that may have made them so."""
+        """Refuse values that are not finite, and forget the known vectors that may have made them so."""
         try:
             require_finite(values, engine.dtype)
         except NonFiniteError:
             engine.references.forget(references)
+            engine.recent.clear()
             raise
 
 

@@ -37,21 +37,24 @@ class SharedEncoder:
 
         With two users or more, of this scorer or of others that share its encoder, vectors of the texts of
         recent calls are kept within `recent_bytes`, so that each text is encoded once a step and not once for
-        every user. With one user nothing is kept, and scores come out of the encoder's own pass.
+        every user. With one user nothing is kept, and scores come out of the encoder's own pass. `maxsim`
+        needs hidden states, which are not kept: it encodes its texts itself.
 
         Raises:
             InputError: If `user` cannot be hashed and referred to weakly.
         """
         try:
-            self._users.add(user)
+            with self._lock:
+                self._users.add(user)
+                engine = self._built
         except TypeError as error:
             raise InputError(
                 "a user that can be hashed and weakly referred to",
                 type(user).__name__,
                 "Pass the reward itself.",
             ) from error
-        if self._built is not None:
-            self._built.users.add(user)
+        if engine is not None:
+            engine.users.add(user)
 
     def sleep(self) -> None:
         """Give the weights back, for instance while a policy generates beside this scorer.
@@ -131,8 +134,9 @@ class SharedEncoder:
     def _engine(self) -> Engine:
         if self._built is None:
             engine = shared_engine(self._config)
-            engine.users |= self._users
-            self._built = engine
+            with self._lock:  # no user comes in between and is lost
+                engine.users.update(self._users)
+                self._built = engine
         return self._built
 
     @contextmanager

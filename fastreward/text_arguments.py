@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastreward.backends import dtype_name
 from fastreward.errors import InputError
 from fastreward.word_cache import TokenIds
 
@@ -110,6 +111,8 @@ def _read(text: object, where: str, expected: str) -> str | NDArray[np.integer]:
         return text
     if isinstance(text, list | tuple) and (not text or _is_ids(text)):
         return _integers(text, where)
+    if isinstance(text, Tensor) and text.ndim == 1 and (text.is_floating_point() or text.is_complex()):
+        raise _no_integers(where, dtype_name(text.dtype))  # NumPy has no bfloat16
     if isinstance(text, np.ndarray | Tensor) and text.ndim == 1:
         return _integers(text.detach().cpu().numpy() if isinstance(text, Tensor) else text, where)
     received = _kind(text)
@@ -129,8 +132,12 @@ def _integers(ids: object, where: str) -> NDArray[np.integer]:
         or (array.size and not np.issubdtype(array.dtype, np.integer))
     ):
         kind = "other things" if array.dtype == object or array.ndim != 1 else str(array.dtype)
-        raise InputError(f"whole numbers as token ids in {where}", kind, "Pass the tokenizer's ids.")
+        raise _no_integers(where, kind)
     return array
+
+
+def _no_integers(where: str, received: str) -> InputError:
+    return InputError(f"whole numbers as token ids in {where}", received, "Pass the tokenizer's ids.")
 
 
 def _packed(texts: dict[str, str | NDArray[np.integer]], name: str, vocab_size: int) -> list[Text]:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from fastreward.errors import InputError
+from fastreward.errors import InputError, NonFiniteError
 from fastreward.recent_vectors import RecentVectors
 from fastreward.scorer import Scorer
 
@@ -172,6 +172,20 @@ def test_a_text_that_is_completion_and_reference_is_encoded_once_by_users_that_s
     for user in users:
         scorer.attach(user)
     assert encoded(scorer, lambda: scorer.score(TEXTS, TEXTS[::-1])) == len(TEXTS)
+
+
+def test_what_was_not_finite_once_is_encoded_anew(scorer, monkeypatch):
+    users = [User(), User()]
+    for user in users:
+        scorer.attach(user)
+    expected = Scorer(scorer.encoder_name, **FP32).score(TEXTS, TEXTS[::-1])
+    embed = scorer._engine.encoder.embed
+    with monkeypatch.context() as patched:
+        patched.setattr(scorer._engine.encoder, "embed", lambda batch: embed(batch) * float("nan"))
+        with pytest.raises(NonFiniteError):
+            scorer.score(TEXTS, TEXTS[::-1])
+    assert (len(scorer._engine.recent), scorer._engine.recent.size_bytes) == (0, 0)
+    torch.testing.assert_close(scorer.score(TEXTS, TEXTS[::-1]), expected, atol=2e-6, rtol=0)
 
 
 def test_with_one_user_nothing_is_kept(scorer):

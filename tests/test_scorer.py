@@ -581,6 +581,7 @@ def test_a_prompt_is_not_set_before_ids(tiny_folder, scorer):
         ([[5], [5, 1.5]], r"whole numbers as token ids in texts\[1\], got float64"),
         ([[5], [5, [6]]], r"whole numbers as token ids in texts\[1\]"),
         ([np.array([0.5])], r"whole numbers as token ids in texts\[0\], got float64"),
+        ([torch.ones(2, dtype=torch.bfloat16)], r"whole numbers as token ids in texts\[0\], got bfloat16"),
         ([np.array([True])], r"whole numbers as token ids in texts\[0\], got bool"),
         ([np.array([[5]])], r"a string in texts\[0\] \(or .* token ids\), got ndarray of 2 dimensions"),
         ([torch.tensor(5)], r"a string in texts\[0\] .*, got Tensor of 0 dimensions"),
@@ -657,6 +658,6 @@ def test_the_word_cache_can_be_left_out_and_changes_no_score(tiny_folder):
 def test_its_repr_shows_what_was_asked_for(tiny_folder):
     shown = repr(Scorer(tiny_folder, num_layers=1, batch_invariant=True, **FP32))
     assert shown == (
-        f"Scorer(encoder={str(tiny_folder)!r}, backend=None, device='cpu', dtype='float32', num_layers=1, "
-        "batch_invariant=True)"
+        f"Scorer(encoder={str(tiny_folder)!r}, backend='packed', device='cpu', dtype='float32', "
+        "num_layers=1, batch_invariant=True)"
     )

@@ -19,18 +19,22 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from fastreward.encoders.buckets import Bucket, FilledBatch, fill_up, token_bucket
+from fastreward.encoders.buckets import FINE_FROM, Bucket, FilledBatch, fill_up, token_bucket
 from fastreward.encoders.numerics import own_numerics
 from fastreward.encoders.packed import LastStates, PackedEncoder, PreparedBatch
 from fastreward.encoders.recording import CudaGraphRecorder, Recorder, Recording
 from fastreward.errors import BackendUnavailableError, InputError
 from fastreward.ops.attention import AttentionLayout
-from fastreward.packing import PackedBatch, upload
+from fastreward.packing import PackedBatch, upload_into
+
+MAX_SEEN: Final = 1024
+"""Buckets that are remembered to have occurred, far more than are recorded; the one that occurred longest ago
+is forgotten first, and its next call counts as its first."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +45,10 @@ class GraphStats:
         captures: Recordings that were made.
         replays: Calls that one of them served.
         evictions: Recordings that were dropped to make room.
-        plain: Calls without graphs, by reason: "tokens" (more than `max_tokens`), "texts" (more than the
-            bucket has tokens), "empty" (no tokens), "attention" (a back-end that cannot be recorded),
-            "memory" (the recording alone exceeds `max_bytes` or what the GPU has), "capturing" (the caller
-            records).
+        plain: Calls without graphs, by reason: "first" (of its bucket), "tokens" (more than `max_tokens`),
+            "texts" (more than the bucket has tokens), "empty" (no tokens), "attention" (a back-end that
+            cannot be recorded), "memory" (the recording alone exceeds `max_bytes` or what the GPU has),
+            "capturing" (the caller records).
     """
 
     captures: int
@@ -73,16 +77,18 @@ class _Slot:
 
 
 class GraphedEncoder:
-    """A packed encoder whose small calls are CUDA graphs, each recorded when its bucket first occurs.
+    """A packed encoder whose small calls are CUDA graphs, each recorded when its bucket occurs again.
 
     Results are those of the encoder: bit by bit where the matrix products of the bucket's tokens are computed
     as those of the call's, which `batch_invariant` makes sure of, and else within rounding. What cannot be
     recorded is computed without graphs, and counted in `stats`. It is an option, and no default before it has
     been measured on a GPU.
 
-    A recording takes a few runs' time and waits for the GPU. While it is made, no other thread should draw
-    random numbers on that GPU: some versions of PyTorch refuse it then. Graphs know the addresses of the
-    weights: call `release` before these move.
+    A recording takes a few runs' time, waits for the GPU and has PyTorch empty its cache of memory, which is
+    too much for a bucket that occurs once: the first call of each is a plain one. `release` does not undo
+    that. While a recording is made, no other thread should draw random numbers on that GPU: PyTorch before
+    2.13 raises an error in that thread then. Graphs know the addresses of the weights: call `release` before
+    these move.
 
     Args:
         encoder: On CUDA, with Triton's attention; with another one, all calls are plain ones.
@@ -94,7 +100,8 @@ class GraphedEncoder:
 
     Raises:
         InputError: If a limit is less than 1.
-        BackendUnavailableError: If the encoder is not on CUDA and no recorder is given.
+        BackendUnavailableError: If no recorder is given, and the encoder is not on CUDA or PyTorch allocates
+            by another allocator than its own.
 
     Example:
         >>> from fastreward.encoders.checkpoint import load_checkpoint
@@ -134,9 +141,11 @@ class GraphedEncoder:
         self._lock = threading.Lock()  # held while launches that touch the buffers are enqueued
         self._slots: OrderedDict[Bucket, _Slot] = OrderedDict()  # the one that was used last stands last
         self._buffers: tuple[Tensor, Tensor] | None = None  # numbers of 4 bytes; states [2, largest T, D]
+        self._zeros: Tensor | None = None  # what filler tokens are, as many as a bucket may have
         self._too_large: set[Bucket] = set()
         self._last_use: Any = None  # torch.cuda.Event, of which the constructor is untyped
         self._counting = threading.Lock()
+        self._seen: OrderedDict[Bucket, None] = OrderedDict()  # the one that occurred last stands last
         self._counts: Counter[str] = Counter()
         self._plain: Counter[str] = Counter()
 
@@ -166,7 +175,9 @@ class GraphedEncoder:
     @property
     def graph_bytes(self) -> int:
         """Bytes on the device that `release` gives back: the recordings' pool and the buffers."""
-        return self._recorder.num_bytes + sum(buffer.nbytes for buffer in self._buffers or ())
+        kept = [*(self._buffers or ()), *([] if self._zeros is None else [self._zeros])]
+        num_bytes: int = sum(buffer.nbytes for buffer in kept)
+        return self._recorder.num_bytes + num_bytes
 
     def release(self) -> None:
         """Drop all recordings and buffers, once the GPU is done with them; the next call makes new ones."""
@@ -197,15 +208,29 @@ class GraphedEncoder:
             return "empty", None
         if batch.num_tokens > self._max_tokens:
             return "tokens", None
-        if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            return "capturing", None
+        if self.device.type == "cuda":
+            with torch.cuda.device(self.device):  # PyTorch asks about the current device's stream
+                if torch.cuda.is_current_stream_capturing():
+                    return "capturing", None
         filled = fill_up(
             batch,
             tiled=self.encoder.attention == "triton",
             batch_invariant=self.encoder.batch_invariant,
             every_token=every_token or not self.encoder.first_tokens_suffice,
         )
-        return ("texts" if filled is None else "memory"), filled
+        if filled is None:
+            return "texts", None
+        return ("memory", filled) if self._occurred(filled.bucket) else ("first", None)
+
+    def _occurred(self, bucket: Bucket) -> bool:
+        """Whether a bucket has occurred before; from now on it has."""
+        with self._counting:
+            before = bucket in self._seen
+            self._seen[bucket] = None
+            self._seen.move_to_end(bucket)
+            if len(self._seen) > MAX_SEEN:
+                self._seen.popitem(last=False)
+        return before
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
@@ -241,7 +266,7 @@ class GraphedEncoder:
         return slot.last.head(len(batch.lengths) if slot.last.first_tokens else batch.num_tokens)
 
     def _recorded(self, filled: FilledBatch, batch: PackedBatch) -> _Slot | None:
-        """Record a bucket with its first batch, and keep it; None where it alone does not fit into memory."""
+        """Record a bucket with a batch, and keep it; None where it alone does not fit into memory."""
         slot = self._fitting(filled, batch)
         if slot is None and self._slots:
             # All others go, for graphs that share a pool give nothing back one by one.
@@ -259,14 +284,18 @@ class GraphedEncoder:
         return slot
 
     def _fitting(self, filled: FilledBatch, batch: PackedBatch) -> _Slot | None:
-        """Record a bucket with its first batch; None where memory runs out, or there is more than allowed."""
+        """Record a bucket with a batch; None where memory runs out, or there is more than allowed."""
         try:
             slot = self._new_slot(filled)
             self._write(slot, filled, batch)
             compute = partial(self._compute, slot, filled.bucket.every_token)
             slot.recording = self._recorder.capture(compute)
-        except torch.OutOfMemoryError:
-            return None
+        except BaseException as error:
+            if _out_of_memory(error):
+                return None
+            if not self._slots:  # no graph holds the pool, and PyTorch takes a pool like that for a bug
+                self._drop()
+            raise
         self._count("captures")
         return slot if self.graph_bytes <= self._max_bytes else None
 
@@ -277,6 +306,8 @@ class GraphedEncoder:
             most = Bucket(largest, largest, every_token=True, block_m=64, shared=False).num_numbers
             states = torch.empty(2, largest, self.hidden_size, dtype=self.dtype, device=self.device)
             self._buffers = torch.empty(2 * largest + most, dtype=torch.int32, device=self.device), states
+            filler = max(FINE_FROM, largest) // 2  # more than any bucket has
+            self._zeros = torch.zeros(filler, dtype=torch.int32, device=self.device)
         tokens = self._buffers[0][: 2 * bucket.num_tokens].view(2, -1)
         numbers = self._buffers[0][2 * largest :][: bucket.num_numbers]
         cu_seqlens, tables = numbers[: bucket.num_texts + 1], None
@@ -291,11 +322,12 @@ class GraphedEncoder:
 
     def _write(self, slot: _Slot, filled: FilledBatch, batch: PackedBatch) -> None:
         """Write a batch into its bucket's buffers, on the current stream."""
-        num_tokens = batch.num_tokens
-        slot.tokens[0, :num_tokens].copy_(batch.input_ids)
-        slot.tokens[1, :num_tokens].copy_(batch.position_ids)
-        slot.tokens[:, num_tokens:].zero_()  # a token of any vocabulary, at a position of any table
-        slot.numbers.copy_(upload([filled.numbers], self.device)[0])
+        assert self._zeros is not None
+        # A filler token is 0, a token of any vocabulary, at position 0, which any table has. One launch, and
+        # one copy from the host.
+        filler = self._zeros[: filled.bucket.num_tokens - batch.num_tokens]
+        torch.cat((batch.input_ids, filler, batch.position_ids, filler), out=slot.tokens.view(-1))
+        upload_into(slot.numbers, filled.numbers)
         layout = slot.prepared.layout
         if layout.tables is None:  # the recorder says that it runs anew what reads lengths on the host
             slot.prepared = replace(slot.prepared, layout=replace(layout, lengths=filled.lengths))
@@ -317,9 +349,17 @@ class GraphedEncoder:
         if self._last_use is not None:
             self._last_use.synchronize()
         self._slots.clear()
-        self._buffers = None
+        self._buffers = self._zeros = None
         self._recorder.release()
 
     def _count(self, name: str, times: int = 1) -> None:
         with self._counting:
             self._counts[name] += times
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether the device ran out of memory, as PyTorch's allocator says it or as the driver does."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    driver_error = getattr(torch, "AcceleratorError", None)
+    return driver_error is not None and isinstance(error, driver_error) and "out of memory" in str(error)

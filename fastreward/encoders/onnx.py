@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -110,12 +111,12 @@ class OnnxEncoder:
         options = {**self._lane.options, "enable_cuda_graph": int(cuda_graphs)}
         self._session = open_session(folder / MODEL, device, 1, options)
         self._shapes = FixedShapes() if cuda_graphs else None
-        self._pool = ThreadPoolExecutor(self.threads, "fastreward-onnx") if device.type == "cpu" else None
+        self._pools: dict[int, ThreadPoolExecutor] = {}
 
     @property
     def batch_tokens(self) -> int:
         """Tokens of a batch that keep all threads busy: with fewer, some wait for the last ones' ends."""
-        return 4 * MAX_RUN_TOKENS[self.device.type] * self.threads if self._pool is not None else 65536
+        return 4 * MAX_RUN_TOKENS[self.device.type] * self.threads if self.device.type == "cpu" else 65536
 
     def hidden(self, batch: PackedBatch) -> Tensor:
         """Return the last hidden states, [T, D] in `dtype`.
@@ -157,16 +158,24 @@ class OnnxEncoder:
         share = -(-batch.num_tokens // self.threads) if kind == "cpu" else MAX_RUN_TOKENS[kind]
         groups = padded_groups(batch.lengths, min(MAX_RUN_TOKENS[kind], max(1, share)), RUN_COST[kind])
         compute = partial(self._compute, batch, output)
-        if self._pool is None or self.threads == 1 or len(groups) == 1:
+        if kind != "cpu" or self.threads == 1 or len(groups) == 1:
             results: Iterator[Tensor] = map(compute, groups)
         else:
-            results = self._pool.map(compute, groups)
+            results = self._pool().map(compute, groups)
         return zip(groups, results, strict=True)
+
+    def _pool(self) -> ThreadPoolExecutor:
+        """The threads of this process: one that was forked has none of its parent's."""
+        process = os.getpid()
+        if process not in self._pools:  # two made at once cost nothing: a pool without work has no threads
+            self._pools.setdefault(process, ThreadPoolExecutor(self.threads, "fastreward-onnx"))
+        return self._pools[process]
 
     def _compute(self, batch: PackedBatch, output: str, rows: list[int]) -> Tensor:
         """Run some texts, padded to the longest of them: [n, D] or [n, L, D]."""
         size = len(rows), max(batch.lengths[row] for row in rows)
-        size = size if self._shapes is None else fixed_shape(*size)
+        if self._shapes is not None:
+            size = fixed_shape(*size, self.checkpoint.architecture.max_positions)
         ids, lengths = pad(batch, rows, size, self._filler)
         shape = (*(size[:1] if output == "embedding" else size), self.hidden_size)
         dtype = torch.float32 if output == "embedding" else self.dtype
@@ -237,14 +246,19 @@ def pad(batch: PackedBatch, rows: Sequence[int], size: tuple[int, int], filler: 
     return ids, counts.clamp(min=1)
 
 
-def fixed_shape(texts: int, longest: int) -> tuple[int, int]:
+def fixed_shape(texts: int, longest: int, max_tokens: int) -> tuple[int, int]:
     """Round a rectangle of texts up to one of a few: a power of two of them, of a multiple of 32 tokens.
 
+    Args:
+        texts: Rows.
+        longest: Tokens of the longest text.
+        max_tokens: That the encoder has positions for: no row is longer.
+
     Example:
-        >>> fixed_shape(5, 40)
-        (8, 64)
+        >>> fixed_shape(5, 40, max_tokens=512), fixed_shape(5, 40, max_tokens=50)
+        ((8, 64), (8, 50))
     """
-    return 1 << (texts - 1).bit_length(), -(-longest // 32) * 32
+    return 1 << (texts - 1).bit_length(), min(-(-longest // 32) * 32, max_tokens)
 
 
 @dataclass(frozen=True)
@@ -273,13 +287,14 @@ class FixedShapes:
     ) -> Kept:
         """Copy inputs into the tensors of their shape, which are made at the first use."""
         key = (output, *input_ids.shape)
-        if key not in self._kept:
-            inputs = {"input_ids": torch.empty_like(input_ids), "lengths": torch.empty_like(lengths)}
-            result = torch.empty(shape, dtype=dtype, device=input_ids.device)
-            self._kept[key] = Kept(len(self._kept), inputs, result)
-        kept = self._kept[key]
-        kept.inputs["input_ids"].copy_(input_ids)
-        kept.inputs["lengths"].copy_(lengths)
+        with torch.inference_mode():  # a caller may be in it at the first use, and out of it at the next
+            if key not in self._kept:
+                inputs = {"input_ids": torch.empty_like(input_ids), "lengths": torch.empty_like(lengths)}
+                result = torch.empty(shape, dtype=dtype, device=input_ids.device)
+                self._kept[key] = Kept(len(self._kept), inputs, result)
+            kept = self._kept[key]
+            kept.inputs["input_ids"].copy_(input_ids)
+            kept.inputs["lengths"].copy_(lengths)
         return kept
 
 
@@ -297,9 +312,17 @@ class _Lane:
         """Options of the CUDA provider, for it to compute on this stream."""
         return {} if self._stream is None else {"user_compute_stream": str(self._stream.cuda_stream)}
 
-    def entered(self) -> AbstractContextManager[object]:
-        """Be the only one to run, on a GPU."""
-        return nullcontext() if self._stream is None else self._lock
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """Be the only one to run, on a GPU, and use tensors that stay only behind who used them last."""
+        if self._stream is None:
+            yield
+            return
+        with self._lock:
+            caller = torch.cuda.current_stream(self._stream.device)
+            caller.wait_stream(self._stream)
+            yield
+            self._stream.wait_stream(caller)
 
     def run(
         self,

@@ -16,7 +16,7 @@ from fastreward.ops.pooled_cosine import POOLINGS, Pooling
 
 MANIFEST: Final = "manifest.json"
 MODEL: Final = "model.onnx"
-FORMAT: Final = "fastreward ONNX 1"
+FORMAT: Final = "fastreward ONNX 2"
 """The kind of manifest; another number is another layout of the folder or another interface of the graph."""
 
 
@@ -59,8 +59,10 @@ class Manifest:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest of a folder, whose other files are all there."""
-    (folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
+    """Write the manifest of a folder, whose other files are all there, with a digest of its own."""
+    content = asdict(manifest)
+    text = json.dumps({**content, "sha256": _own_digest(content)}, indent=2)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -83,6 +85,7 @@ def read_manifest(folder: Path) -> Manifest:
     kind = content.get("format") if isinstance(content, dict) else None
     if kind != FORMAT:
         raise _damaged(f"a manifest of the format {FORMAT!r}", f"{kind!r} in {path}")
+    written = content.pop("sha256", None)
     names = {f.name for f in fields(Manifest)}
     sound = (
         content.keys() == names
@@ -94,6 +97,8 @@ def read_manifest(folder: Path) -> Manifest:
     )
     if not sound:
         raise _damaged("a manifest as it was written", f"other entries in {path}")
+    if written != _own_digest(content):
+        raise _damaged("a manifest as it was written", f"a changed one, {path}")
     return Manifest(**content)
 
 
@@ -113,6 +118,10 @@ def check_files(folder: Path, manifest: Manifest) -> None:
                 f"the {name} that was exported (sha256 {expected[:12]}…)",
                 f"another or a damaged one, {path} (sha256 {found[:12]}…)",
             )
+
+
+def _own_digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:

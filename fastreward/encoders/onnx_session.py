@@ -93,7 +93,7 @@ def open_session(
         raise CheckpointError(
             "a model that ONNX Runtime can load", f"{path}: {_first_line(error)}", "Export the encoder again."
         ) from error
-    except (errors.NotImplemented, errors.Fail, errors.RuntimeException) as error:
+    except (errors.NotImplemented, errors.Fail, errors.EPFail, errors.RuntimeException) as error:
         raise BackendUnavailableError(
             f"ONNX Runtime {runtime.__version__} with this model's operators on {device}",
             _first_line(error),
@@ -267,7 +267,11 @@ def onnxruntime_diagnosis() -> dict[str, object]:
     distributions = list(importlib.metadata.packages_distributions().get("onnxruntime", ()))
     if importlib.util.find_spec("onnxruntime") is None:
         return {"version": None, "packages": distributions, "providers": [], "problems": []}
-    runtime = import_onnxruntime()
+    try:
+        runtime = import_onnxruntime()
+    except BackendUnavailableError as error:
+        problem = f"onnxruntime is installed and cannot be imported: {error.__cause__}; install it anew"
+        return {"version": None, "packages": distributions, "providers": [], "problems": [problem]}
     build = importlib.import_module("onnxruntime.capi.build_and_package_info")
     cuda = getattr(build, "cuda_version", None) or None
     return {

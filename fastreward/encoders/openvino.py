@@ -41,9 +41,9 @@ CPU: Final = torch.device("cpu")
 # OpenVINO's names of the precisions; with int8 products they are those of everything else.
 PRECISIONS: Final[Mapping[torch.dtype, str]] = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
-THREAD_TOKENS: Final = 512
-"""Tokens of one inference for each thread, at most. With fewer, threads wait for each other more often; with
-more, texts of unlike length come together, and what a layer writes leaves the core's own cache."""
+THREAD_TOKENS: Final = 1024
+"""Tokens of one inference for each thread, more or less: half as many and twice as many took 5 % longer in int8
+and 3 % in bf16. More texts are less alike in length, and what a layer writes leaves the core's own cache."""
 
 
 class OpenVINOEncoder:

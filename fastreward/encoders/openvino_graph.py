@@ -32,7 +32,7 @@ TOKEN_MULTIPLE: Final = 32
 """Tokens of an inference are made up to a multiple of so many. For every number of rows that oneDNN meets
 first it writes code, in a tenth of the time that 1,000 tokens take; rows of nobody take a hundredth."""
 
-SLOT_MULTIPLE: Final = 4
+SLOT_MULTIPLE: Final = 8
 """Slots of a text in attention, likewise."""
 
 # A pooled vector shorter than this is no direction; as in `fastreward.ops.normalization`.

@@ -40,9 +40,10 @@ rest must not be multiplied up without bound."""
 SMALLEST_RANGE: Final = 1e-20
 """Between the bounds of an input at least: what is less is nothing, and its steps would be denormal."""
 
-EXACT_SHARE: Final = 1 / 3
+EXACT_SHARE: Final = 1 / 6
 """Share of the layers, the first ones, whose feed-forward output is not in 8 bits: what GELU hands it has a
-long tail, and an early error goes through all layers. On MiniLM that halves the squared error of scores."""
+long tail, and an early error goes through all layers. On MiniLM, whose first layer that is, the squared error of
+scores falls by a third for 3 % of the time; with two layers it falls by half for 6 %."""
 
 FORMAT: Final = 1
 

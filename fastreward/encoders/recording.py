@@ -8,6 +8,7 @@ from typing import Any, Final, Protocol
 
 import torch
 
+from fastreward.errors import BackendUnavailableError
 from fastreward.ops.attention_backends import GRAPHED_BACKENDS
 
 WARM_UPS: Final = 2
@@ -59,11 +60,15 @@ class CudaGraphRecorder:
 
     Args:
         device: The GPU.
+
+    Raises:
+        BackendUnavailableError: If PyTorch's own allocator is replaced: no other tells what a pool holds.
     """
 
     attention: Collection[str] = GRAPHED_BACKENDS
 
     def __init__(self, device: torch.device) -> None:
+        _check_allocator()
         self._device = device
         self._stream: Any = None
         self._pool: Any = None
@@ -108,3 +113,17 @@ class CudaGraphRecorder:
             if self._pool is not None:
                 _spare_streams.setdefault(self._device, []).append(self._stream)
             self._stream = self._pool = None
+
+
+def _check_allocator() -> None:
+    """Refuse an allocator of GPU memory that has no snapshots of a pool, by which memory is counted."""
+    named: Callable[[], str] | None = getattr(_cuda.memory, "get_allocator_backend", None)
+    if named is None or not hasattr(torch._C, "_cuda_getAllocatorBackend"):
+        return
+    name = named()
+    if name != "native":
+        raise BackendUnavailableError(
+            "PyTorch's native allocator of GPU memory for graphs",
+            name,
+            "Pass cuda_graphs=False, or set backend:native in PYTORCH_ALLOC_CONF before PyTorch is imported.",
+        )

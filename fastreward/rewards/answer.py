@@ -71,8 +71,10 @@ class AnswerReward(TextReward):
             of those of which any is right. It is missing where it is ``None``, NaN, blank, or a list of
             nothing else.
         kind: What the answers are: ``"option"``, ``"number"``, ``"text"``, or ``"auto"`` to tell by each
-            right answer: one of the ``letters`` is an option, as is all where options are given; else a
-            number with or without a unit is one; all else is text.
+            right answer: one of the ``letters``, alone or marked ("B)", "B. the lung"), is an option, as is
+            all where options are given; else a number with or without a unit is one; all else is text. A
+            letter, a full stop and one word may be an option or a name ("B. lung", "C. elegans"), and without
+            a column of options ``"auto"`` refuses it: say which it is.
         options: Name of the column with the options, if there is one: for each completion a list of texts, or
             a mapping from letter to text, or ``None``.
         where: The places in which to look, in order; a single string is one place.

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Any, ClassVar, Literal, Protocol, Self, get_args, runtime_checkable
 
 from fastreward.errors import InputError
@@ -324,4 +324,4 @@ def is_missing(entry: object) -> bool:
         >>> is_missing(float("nan")), is_missing(0.0)
         (True, False)
     """
-    return entry is None or (isinstance(entry, float) and math.isnan(entry))
+    return entry is None or (isinstance(entry, Real) and entry != entry)  # NumPy's NaN too

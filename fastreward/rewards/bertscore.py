@@ -82,6 +82,8 @@ class BERTScoreReward(ReferenceReward):
 
     _OF_THIS_PROCESS: ClassVar[frozenset[str]] = ReferenceReward._OF_THIS_PROCESS | {"_weights"}
 
+    _READS_VECTORS = False  # it matches hidden states, and encodes for itself
+
     _weights: Tensor | None
 
     def __init__(

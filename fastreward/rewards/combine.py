@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
+import copy
 import math
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal, cast, get_args
@@ -16,8 +15,9 @@ from fastreward.errors import InputError
 from fastreward.ops.group_advantage import advantage_shares, group_deviations, group_scores, weighted_total
 from fastreward.rewards.base import as_list
 from fastreward.rewards.completion import Completion, describe
-from fastreward.rewards.components import awaits, call, call_async, reward_name, run_to_the_end
+from fastreward.rewards.components import awaits, call, reward_name, run_to_the_end
 from fastreward.rewards.gates import Gate, Gates, close_gates, is_number, read_gates, require_known
+from fastreward.rewards.together import call_together
 
 __all__ = ["Aggregation", "CombinedReward", "CombinedScores", "Gate"]
 
@@ -47,6 +47,13 @@ class CombinedScores:
         return [None if math.isnan(value) else value for value in self.total.tolist()]
 
 
+@dataclass(eq=False)
+class _Latest:
+    """The latest call's scores, which combinations may have in common; set and read whole, so unlocked."""
+
+    scores: CombinedScores | None = None
+
+
 class CombinedReward:
     """Several rewards as one: a weighted sum, with gates, of which every part is kept and measured.
 
@@ -71,8 +78,9 @@ class CombinedReward:
     All keys are logged whatever came, each a finite number, 0.0 where there is nothing to measure, so that a
     trainer can gather them across ranks. They are measured on the rows of this process.
 
-    A group is `num_generations` consecutive rows, or, without that, consecutive rows with equal prompts;
-    where no prompts come either, the whole batch is taken for one, but only to log.
+    A group is `num_generations` consecutive rows; without that, consecutive rows with equal prompts. Only to
+    log, the prompts also serve where `num_generations` does not divide the batch, and where no prompts come
+    either, the whole batch is taken for one group.
 
     It may be called from many threads at once, and pickles with its components, without `last`.
 
@@ -110,10 +118,9 @@ class CombinedReward:
     (arXiv 2601.05242).
     """
 
-    _OF_THIS_PROCESS: ClassVar[frozenset[str]] = frozenset({"_lock", "_last"})
+    _OF_THIS_PROCESS: ClassVar[frozenset[str]] = frozenset({"_latest"})
 
-    _lock: threading.Lock
-    _last: CombinedScores | None
+    _latest: _Latest
 
     def __init__(
         self,
@@ -154,14 +161,27 @@ class CombinedReward:
 
     @property
     def last(self) -> CombinedScores | None:
-        """What the last finished call on this object in this process came to, whichever thread made it."""
-        with self._lock:
-            return self._last
+        """What the last finished call in this process came to, whichever thread made it.
+
+        Of a call on this object, or on the one that `by_prompts` returns.
+        """
+        return self._latest.scores
 
     @property
     def is_async(self) -> bool:
         """Whether a component, however deep, is asynchronous."""
         return any(awaits(reward) for reward in self.rewards)
+
+    def by_prompts(self) -> CombinedReward:
+        """The same combination where groups may lie on several processes: it finds them by their prompts.
+
+        Returns:
+            A copy without `num_generations`, with the same components. It has `last` in common with this one.
+        """
+        other = copy.copy(self)
+        other.num_generations = None
+        other._latest = self._latest
+        return other
 
     def __call__(self, /, completions: Sequence[Completion], **columns: Any) -> list[float | None]:
         """Score a batch.
@@ -203,7 +223,7 @@ class CombinedReward:
         """Score a batch without holding an event loop up.
 
         Asynchronous components are awaited all at once. The others run meanwhile in a worker thread, one
-        after another, as in a plain call: those that share a scorer find each other's texts encoded.
+        after another, as in a plain call.
 
         Args:
             completions: As in a plain call.
@@ -214,7 +234,8 @@ class CombinedReward:
 
         Raises:
             InputError: As a plain call does.
-            Exception: As in a plain call. What else is awaited is cancelled.
+            Exception: What a component raised first, with a note that names it. What else is awaited is
+                cancelled, and no other component is begun; one at work in the thread is waited for.
         """
         return (await self.aevaluate(completions, **columns)).rewards
 
@@ -233,21 +254,7 @@ class CombinedReward:
             Exception: As in `ascore`.
         """
         entries = _completions(completions)
-        waiting = {k: reward for k, reward in enumerate(self.rewards) if awaits(reward)}
-        working = {k: reward for k, reward in enumerate(self.rewards) if k not in waiting}
-
-        def work() -> list[list[float | None]]:
-            return [call(reward, entries, columns) for reward in working.values()]
-
-        tasks = [asyncio.ensure_future(call_async(reward, entries, columns)) for reward in waiting.values()]
-        try:
-            worked = await asyncio.to_thread(work) if working else []
-            awaited = await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-        values = dict(zip([*working, *waiting], [*worked, *awaited], strict=True))
-        return self._finish([values[k] for k in range(len(self.rewards))], columns)
+        return self._finish(await call_together(self.rewards, entries, columns), columns)
 
     def _finish(self, values: list[list[float | None]], columns: Mapping[str, Any]) -> CombinedScores:
         components = close_gates(
@@ -271,8 +278,7 @@ class CombinedReward:
             parts = components
             total = weighted_total(components, weights)
         scores = CombinedScores(self.names, components, total)
-        with self._lock:
-            self._last = scores
+        self._latest.scores = scores
         if callable(log_metric) and groups is not None:
             shares = advantage_shares(parts, weights, groups, scale="batch" if normalised else "group")
             self._log(log_metric, components, shares, groups)
@@ -281,7 +287,9 @@ class CombinedReward:
     def _groups(self, columns: Mapping[str, Any], count: int) -> int | Tensor:
         if self.num_generations is not None and count % self.num_generations == 0:
             return self.num_generations
-        if self.num_generations is None and columns.get(PROMPTS) is not None:
+        # Prompts may show parts of groups, which can be measured but not normalised.
+        parts = self.aggregation == "sum_then_normalize"
+        if (self.num_generations is None or parts) and columns.get(PROMPTS) is not None:
             return _groups_of_prompts(as_list(PROMPTS, columns[PROMPTS]), count)
         if self.aggregation == "normalize_then_sum":
             raise InputError(
@@ -325,8 +333,7 @@ class CombinedReward:
 
     def _start(self) -> None:
         """Set what belongs to this object in this process and is never copied."""
-        self._lock = threading.Lock()
-        self._last = None
+        self._latest = _Latest()
 
 
 def _completions(completions: object) -> list[Completion]:

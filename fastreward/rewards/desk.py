@@ -244,7 +244,11 @@ def _outcome(value: Any) -> _Outcome:
 
 
 def _failed(error: BaseException) -> _Outcome:
-    return None, f"{type(error).__name__}: {error}"
+    try:
+        reason = str(error)
+    except Exception as another:  # the judge's own class, and its place must come back all the same
+        reason = f"a message that raises {type(another).__name__}"
+    return None, f"{type(error).__name__}: {reason}"
 
 
 async def _awaited(value: Any) -> Any:

@@ -17,6 +17,8 @@ Kind = Literal["auto", "option", "number", "text"]
 Answer: TypeAlias = str | Quantity | tuple[str, ...]
 
 _MARKED: Final = re.compile(r"\s*\(?([A-Za-z])(?:[).:]\s+\S.*|[).:]*\s*)", re.DOTALL)
+# "C. elegans", "B. lung", "C. S. Lewis": a name with its initials, or an option's letter and wording.
+_NAME_OR_OPTION: Final = re.compile(r"\s*([A-Za-z])\.\s+(?:[A-Z]\.\s+)*[^\W\d_][\w'’-]*[.\s]*")
 
 
 class Key(Protocol):
@@ -110,7 +112,8 @@ class KeyMaker:
             where: What to call the entry in a message.
 
         Raises:
-            InputError: It is neither, or not what the kind or the options allow.
+            InputError: It is neither, or not what the kind or the options allow, or cannot be told to be one
+                kind or the other.
         """
         if isinstance(right, bool) or not isinstance(right, str | Real):
             raise _unfit("a string or a number as answer", right, where, "Convert the column.")
@@ -122,6 +125,13 @@ class KeyMaker:
         if isinstance(right, Real) and not _is_finite(right):
             raise _unfit("a finite number as answer", right, where, "Pass None where there is none.")
         if self.kind == "auto" and (letter := self._letter(text, self.letters)):
+            if _NAME_OR_OPTION.fullmatch(text):
+                raise _unfit(
+                    "an answer that can be told to be an option or a name",
+                    text,
+                    where,
+                    f"Pass a column of options; or kind='option', or {letter!r} alone; or kind='text'.",
+                )
             return OptionKey(letter, Options(self.letters))
         number = Quantity((float(right),)) if isinstance(right, Real) else read_quantity(text, self.decimal)
         if isinstance(number, Quantity) and number.has_unit:

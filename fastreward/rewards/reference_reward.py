@@ -37,6 +37,9 @@ class ReferenceReward(TextReward):
 
     _OF_THIS_PROCESS: ClassVar[frozenset[str]] = TextReward._OF_THIS_PROCESS | {"_scorer"}
 
+    # Whether it asks the scorer for vectors, which rewards that share one keep for each other.
+    _READS_VECTORS: ClassVar[bool] = True
+
     _scorer: Scorer | None
 
     def __init__(
@@ -71,7 +74,7 @@ class ReferenceReward(TextReward):
             if self._scorer is None:
                 assert not isinstance(self._source, Scorer)  # which `_start` has taken
                 self._scorer = Scorer(self._source)
-                self._scorer.attach(self)
+                self._join(self._scorer)
             return self._scorer
 
     @abstractmethod
@@ -86,4 +89,9 @@ class ReferenceReward(TextReward):
         self._scorer = None
         if isinstance(self._source, Scorer):
             self._scorer = self._source
-            self._scorer.attach(self)  # rewards that share it have each text encoded once a step
+            self._join(self._scorer)
+
+    def _join(self, scorer: Scorer) -> None:
+        """Tell a scorer of this user: rewards that share it have each text encoded once a step."""
+        if self._READS_VECTORS:
+            scorer.attach(self)

@@ -1,5 +1,6 @@
 """The encoder on ONNX Runtime against the packed one, and what surrounds a session."""
 
+import multiprocessing
 import random
 import sys
 import threading
@@ -212,6 +213,18 @@ def test_several_threads_may_use_one_encoder_at_once(tiny_export):
                 assert torch.equal(vectors, expected[(number + turn) % 8])
 
 
+def test_a_forked_process_computes_with_threads_of_its_own(tiny_export):
+    encoder, batch = OnnxEncoder(tiny_export, CPU, threads=2), ragged_batch()
+    expected = encoder.embed(batch)  # the threads of this process have started
+    fork = multiprocessing.get_context("fork")
+    results = fork.SimpleQueue()
+    child = fork.Process(target=lambda: results.put(encoder.embed(batch).tolist()), daemon=True)
+    child.start()
+    child.join(timeout=30)
+    assert child.exitcode == 0
+    assert results.get() == expected.tolist()
+
+
 @pytest.mark.parametrize("threads", [0, -1, 1.5, True, "2"])
 def test_a_wrong_number_of_threads_is_named(tiny_export, threads):
     with pytest.raises(InputError, match=r"threads of 1 or more, got .*Pass a whole number"):
@@ -290,7 +303,7 @@ def test_a_rectangle_holds_the_texts_and_its_spare_rows_one_token():
 
 @given(texts=st.integers(1, 200), longest=st.integers(1, 600))
 def test_fixed_shapes_are_few_and_large_enough(texts, longest):
-    rows, columns = fixed_shape(texts, longest)
+    rows, columns = fixed_shape(texts, longest, max_tokens=608)
     assert texts <= rows < 2 * texts + 1
     assert longest <= columns < longest + 32
     assert rows & (rows - 1) == 0
@@ -310,6 +323,23 @@ def test_fixed_shapes_give_the_same_vectors_from_tensors_that_stay(tiny_export):
     twice = [encoder._shapes.of("embedding", ids * n, lengths, (2, 32), torch.float32) for n in (1, 2)]
     assert twice[0] is twice[1]
     assert twice[1].inputs["input_ids"].unique().tolist() == [2]
+
+
+@pytest.mark.parametrize("family", ["Bert", "ModernBert", "XLMRoberta"])
+def test_a_fixed_shape_has_no_more_tokens_than_the_encoder_has_positions(exported, family):
+    _, encoder = exported(family=family, max_position_embeddings=50)
+    batch = ragged_batch([40, 3, 48])
+    expected = encoder.embed(batch)
+    encoder._shapes = FixedShapes()
+    torch.testing.assert_close(encoder.embed(batch), expected, atol=1e-5, rtol=0)
+
+
+def test_tensors_that_stay_serve_callers_in_and_out_of_inference_mode(tiny_export):
+    encoder = OnnxEncoder(tiny_export, CPU, threads=1)
+    encoder._shapes = FixedShapes()
+    with torch.inference_mode():
+        first = encoder.embed(ragged_batch())
+    assert torch.equal(encoder.embed(ragged_batch()), first)
 
 
 def test_a_session_runs_from_tensors_into_tensors(tiny_export):
@@ -443,6 +473,15 @@ def test_what_is_wrong_with_an_installation_is_said(distributions, built_for, to
     assert len(problems) == len(words)
     for problem, word in zip(problems, words, strict=True):
         assert word in problem
+
+
+def test_an_installation_that_cannot_be_imported_is_a_problem_and_no_crash(tmp_path, monkeypatch):
+    (tmp_path / "onnxruntime.py").write_text("raise ImportError('libcublas.so.12: no such file')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "onnxruntime")
+    found = onnxruntime_diagnosis()
+    assert found["version"] is None
+    assert ["cannot be imported: libcublas.so.12" in problem for problem in found["problems"]] == [True]
 
 
 def test_the_installation_here_is_described():

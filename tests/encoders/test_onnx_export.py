@@ -396,11 +396,16 @@ def test_a_folder_of_another_exporter_is_refused(export):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": "fastreward ONNX 99"}, r"format 'fastreward ONNX 1', got 'fastreward ONNX 99'"),
+        ({"format": "fastreward ONNX 99"}, r"format 'fastreward ONNX 2', got 'fastreward ONNX 99'"),
         ({"precision": "fp8"}, "other entries"),
         ({"hidden_size": "32"}, "other entries"),
         ({"more": 1}, "other entries"),
         ({"files": {}}, "other entries"),
+        ({"pooling": "max"}, "a changed one"),
+        ({"hidden_size": 16}, "a changed one"),
+        ({"files": {"model.onnx": "0"}}, "a changed one"),
+        ({"encoder": "another"}, "a changed one"),
+        ({"sha256": "0"}, "a changed one"),
     ],
 )
 def test_a_changed_manifest_is_refused(export, change, message):

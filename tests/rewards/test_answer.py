@@ -491,6 +491,39 @@ def test_an_answer_that_is_not_of_its_kind_is_an_error(kind, right):
         AnswerReward(kind=kind)(completions=["B"], answer=[right])
 
 
+@pytest.mark.parametrize("right", [float("inf"), -np.inf, 10**400], ids=["inf", "-inf", "huge"])
+@pytest.mark.parametrize("kind", ["auto", "number"])
+def test_a_number_that_no_float_can_be_is_an_error(kind, right):
+    with pytest.raises(InputError, match=r"a finite number as answer.* in answer\[1\]"):
+        AnswerReward(kind=kind)(completions=["42", "42"], answer=[42, right])
+
+
+@pytest.mark.parametrize(
+    "name", ["C. elegans", "c. elegans", "B. lung", "E. coli.", "A. Einstein", "C. S. Lewis"]
+)
+def test_a_name_that_could_be_an_option_is_refused_until_it_is_said_which_it_is(name):
+    with pytest.raises(InputError, match=r"an option or a name.* in answer\[1\].*kind='text'"):
+        AnswerReward()(completions=["A", "A"], answer=["A", name])
+    letter = name[0].upper()
+    others = ["Answer: D", "Answer: D. difficile"]
+    assert worth(f"Answer: {letter}", name, kind="option") == RIGHT
+    assert [worth(text, name, kind="option") for text in others] == [WRONG, WRONG]
+    assert worth(f"Answer: {name}", name, kind="text") == RIGHT
+    assert worth(f"<answer>{letter}. difficile</answer>", name, kind="text") == WRONG
+    assert worth("Answer: A", name, [*OPTIONS[:4], name]) == WRONG  # options tell
+
+
+@pytest.mark.parametrize("plain", ["B", "B.", "B) lung", "(B) lung", "B: lung", "B. the lung", "B. 42"])
+def test_other_markings_are_an_options(plain):
+    assert [worth(text, plain) for text in ("Answer: B", "Answer: A")] == [RIGHT, WRONG]
+
+
+@pytest.mark.parametrize("name", ["H. sapiens", "C.S. Lewis", "C4 plants"])
+def test_what_begins_with_no_marked_letter_is_a_text(name):
+    assert worth(f"Answer: {name}", name) == RIGHT
+    assert worth("Answer: C", name) == WRONG
+
+
 def test_the_kind_decides_what_the_answer_is():
     assert worth("Answer: A5", "A5", kind="text") == RIGHT
     assert worth("Answer: A", "A", kind="text") == RIGHT

@@ -1,11 +1,12 @@
 import functools
 
+import numpy as np
 import pytest
 
 import fastreward.rewards.reference_reward as reference_reward
 from fastreward.rewards import SemanticReward
 from fastreward.rewards.answer import AnswerCounts, AnswerReward
-from fastreward.rewards.base import Reward, RewardCounts, TextReward
+from fastreward.rewards.base import Reward, RewardCounts, TextReward, is_missing
 from fastreward.rewards.format import FormatReward
 
 
@@ -34,6 +35,13 @@ def test_counts_of_a_kind_add_up_to_that_kind():
     counts = AnswerCounts(samples=2, scored=2, no_answer=1) + AnswerCounts(samples=1, no_text=1)
     assert counts == AnswerCounts(samples=3, scored=2, no_text=1, no_answer=1)
     assert RewardCounts(samples=1) + RewardCounts(samples=1) == RewardCounts(samples=2)
+
+
+@pytest.mark.parametrize("kind", [float, np.float16, np.float32, np.float64])
+def test_not_a_number_is_missing_in_every_precision(kind):
+    assert is_missing(kind("nan"))
+    assert not is_missing(kind(0))
+    assert AnswerReward()(completions=["4"], answer=[kind("nan")]) == [None]
 
 
 def test_what_moved_can_still_be_had_from_where_it_was():

@@ -456,3 +456,11 @@ def test_weights_for_tokens_that_there_are_not_are_refused(scorer, token):
     reward = BERTScoreReward(scorer, idf={token: 1.0})
     with pytest.raises(InputError, match="the tokenizer's"):
         reward(completions=[HEART], reference=[HEART])
+
+
+def test_it_leaves_a_semantic_reward_on_its_scorer_the_pass_that_keeps_no_vectors(tiny_folder):
+    scorer = Scorer(tiny_folder, backend="packed", device="cpu", dtype="float32")
+    rewards = [SemanticReward(scorer), BERTScoreReward(scorer)]
+    assert not scorer._engine.shares
+    rewards.append(SemanticReward(scorer, name="another"))
+    assert scorer._engine.shares

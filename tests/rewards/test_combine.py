@@ -3,6 +3,7 @@ import copy
 import math
 import pickle
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -247,6 +248,8 @@ def test_normalising_without_whole_groups_is_refused_with_the_remedy():
         CombinedReward([MEANING], aggregation="normalize_then_sum")(**batch)
     with pytest.raises(InputError, match=r"groups of 3.*reward\.weights to the trainer"):
         CombinedReward([MEANING], aggregation="normalize_then_sum", num_generations=3)(**batch)
+    with pytest.raises(InputError, match=r"groups of 3"):  # prompts do not tell whether groups are whole
+        CombinedReward([MEANING], aggregation="normalize_then_sum", num_generations=3)(**BATCH)
     with pytest.raises(InputError, match="4 completions and 3 prompts"):
         CombinedReward([MEANING], aggregation="normalize_then_sum")(**batch, prompts=["p"] * 3)
 
@@ -282,6 +285,25 @@ def test_metrics_are_those_of_the_components_within_groups(aggregation):
     assert logged["combined_reward/meaning/advantage_share"] + logged[
         "combined_reward/form/advantage_share"
     ] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "columns", "groups"),
+    [
+        ({}, {"prompts": ["p", "p", "q", "q"]}, 2),
+        ({"num_generations": 2}, {"prompts": ["p"] * 4}, 2),
+        ({"num_generations": 3}, {"prompts": ["p", "p", "q", "q"]}, 2),  # a rank has parts of groups
+        ({"num_generations": 3}, {}, 4),
+        ({}, {}, 4),
+    ],
+)
+def test_metrics_go_by_whole_groups_then_by_prompts_then_by_the_batch(options, columns, groups):
+    logged = {}
+    batch = {"completions": ["a", "b", "c", "d"], "meaning": [0.1, 0.5, 0.9, 0.2], **columns}
+    CombinedReward([MEANING], **options)(**batch, log_metric=logged.__setitem__)
+    runs = torch.tensor(batch["meaning"], dtype=torch.float64).split(groups)
+    expected = sum(float(run.std()) for run in runs) / len(runs)
+    assert logged["combined_reward/meaning/group_std"] == pytest.approx(expected, abs=1e-12)
 
 
 @settings(deadline=None, max_examples=40)
@@ -350,6 +372,71 @@ def test_awaiting_gives_what_a_call_gives_and_leaves_the_loop_free():
         return await task
 
     assert asyncio.run(score()) == [2.0, 1.0, 2.0, 1.0]
+
+
+@pytest.mark.parametrize("awaited", [True, False], ids=["awaited", "called"])
+def test_what_fails_at_once_is_reported_before_other_components_begin(awaited):
+    failed, begun, ended = threading.Event(), [], []
+
+    async def failing(completions, **columns):
+        failed.set()
+        raise ZeroDivisionError("no such thing")
+
+    async def endless(completions, **columns):
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            ended.append("endless")
+
+    class Working(Column):
+        def __call__(self, /, completions, **columns):
+            begun.append(self.__name__)
+            assert failed.wait(5)
+            time.sleep(0.1)  # the failure arrives meanwhile
+            ended.append(self.__name__)
+            return [0.0] * len(completions)
+
+    components = [failing, endless, Working("first"), Working("second"), Working("third")]
+    reward = CombinedReward(components)
+
+    async def score():
+        with pytest.raises(ZeroDivisionError) as caught:
+            await reward.ascore(**BATCH)
+        assert "failing" in caught.value.__notes__[0]
+        return len(asyncio.all_tasks())
+
+    if awaited:
+        assert asyncio.run(score()) == 1  # the one that asks
+    else:
+        with pytest.raises(ZeroDivisionError):
+            reward(**BATCH)
+    assert begun == ["first"]
+    assert sorted(ended) == ["endless", "first"]
+    assert reward.last is None
+
+
+def test_a_call_that_is_cancelled_leaves_nothing_running():
+    begun, ended = threading.Event(), []
+
+    def working(completions, **columns):
+        begun.set()
+        time.sleep(0.1)
+        ended.append("working")
+        return [0.0] * len(completions)
+
+    def never(completions, **columns):
+        raise AssertionError("it was begun after the call was cancelled")
+
+    async def score():
+        task = asyncio.create_task(CombinedReward([working, never, Waiting("form")]).ascore(**BATCH))
+        await asyncio.to_thread(begun.wait, 5)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert ended == ["working"]
+        return len(asyncio.all_tasks())
+
+    assert asyncio.run(score()) == 1
 
 
 def test_a_plain_call_where_a_loop_runs_is_refused_with_the_remedy():
@@ -452,6 +539,17 @@ def test_names_are_those_under_which_trainers_log():
     assert named.names == ("broken", "broken_later", "meaning", "combined_reward")
     assert named.__name__ == "combined_reward"
     assert named.rewards[2] is MEANING
+
+
+def test_a_copy_that_goes_by_prompts_has_last_in_common_and_other_copies_have_not():
+    reward = CombinedReward([MEANING, FORM], num_generations=3, weights=[1, 2])
+    other = reward.by_prompts()
+    assert (other.num_generations, reward.num_generations) == (None, 3)
+    assert (other.rewards, other.weights) == (reward.rewards, reward.weights)
+    scores = other.evaluate(**BATCH)
+    assert other.last is reward.last is scores
+    assert copy.copy(reward).last is None
+    assert reward.evaluate(**BATCH) is other.last
 
 
 def test_it_pickles_and_copies_to_its_configuration():

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 
 from fastreward.errors import InputError
-from fastreward.rewards.base import Reward
+from fastreward.rewards.base import Reward, RewardCounts
 from fastreward.rewards.combine import CombinedReward
 from fastreward.rewards.gates import Gate
 from fastreward.rewards.guards import ContrastReward, EndingReward, LanguageReward, PromptCopyReward
@@ -106,7 +106,7 @@ def full(item):
 
 
 def full_and_more(item):
-    return " ".join([full(item), *(other["candidates"]["off_topic"] for other in ITALIAN[:12])])
+    return " ".join([full(item), *(other["candidates"]["off_topic"] for other in ITALIAN[:6])])
 
 
 def mixed(item):
@@ -116,13 +116,20 @@ def mixed(item):
 
 
 @pytest.fixture(scope="module")
-def scorer():
-    return Scorer(dtype="float32", device="cpu")
+def users():
+    """Two rewards on one scorer, which therefore keeps the vectors of recent texts: tests share many."""
+    scorer = Scorer(dtype="float32", device="cpu")
+    return [SemanticReward(scorer, reference="explanation"), ContrastReward(scorer)]
 
 
 @pytest.fixture(scope="module")
-def semantic(scorer):
-    return SemanticReward(scorer, reference="explanation")
+def scorer(users):
+    return users[0].scorer
+
+
+@pytest.fixture(scope="module")
+def semantic(users):
+    return users[0]
 
 
 def columns(items, *makers):
@@ -228,16 +235,28 @@ def test_what_stands_behind_an_encoders_last_token_is_free_until_length_or_windo
     assert gamed_above_good(windows, items, full_and_more) <= 1
 
 
-@pytest.mark.parametrize(
-    ("weight", "options"), [(0.5, {}), (1.0, {"allowed": "reference", "reference": "explanation"})]
-)
-def test_silence_is_worth_less_than_a_good_explanation_if_its_penalty_is_moderate(
-    weight, options, scorer, semantic
-):
-    full_weight = CombinedReward([semantic, PromptCopyReward(scorer)])
-    moderate = CombinedReward([semantic, PromptCopyReward(scorer, **options)], weights=[1.0, weight])
-    assert gamed_above_good(full_weight, ENGLISH, silent) >= 5
-    assert gamed_above_good(moderate, ENGLISH, silent) == 0
+PENALTIES = [
+    (PromptCopyReward, {}),
+    (PromptCopyReward, {"allowed": -0.5}),
+    (PromptCopyReward, {"allowed": "reference", "reference": "explanation"}),
+    (ContrastReward, {"reference": "explanation"}),
+]
+
+
+@pytest.mark.parametrize(("penalty", "options"), PENALTIES, ids=["copy", "more", "reference", "contrast"])
+def test_silence_is_worth_less_than_any_honest_explanation(penalty, options, scorer, semantic):
+    reward = CombinedReward([semantic, penalty(scorer, **options)])
+    texts = [lambda item, label=label: text(item, label) for label in HONEST]
+    rewards = reward(**columns(ITEMS, silent, *texts))
+    groups = [rewards[i : i + 6] for i in range(0, len(rewards), 6)]
+    assert len(groups) == 60
+    assert all(group[0] < min(group[1:]) for group in groups)
+
+
+def test_silence_that_is_excused_is_worth_more_than_many_a_good_explanation(scorer, semantic):
+    excused = CombinedReward([semantic, PromptCopyReward(scorer, no_text="zero")])
+    assert gamed_above_good(semantic, ITEMS, silent) == 0
+    assert gamed_above_good(excused, ITEMS, silent) == 16
 
 
 @pytest.mark.parametrize("over", ["max", "mean"])
@@ -322,6 +341,34 @@ def test_of_a_conversation_the_last_message_of_the_user_is_the_prompt(scorer):
     guard = PromptCopyReward(scorer)
     as_text = guard(completions=[HEART], prompts=[QUESTION])
     assert guard(completions=[HEART], prompts=[conversation]) == pytest.approx(as_text, abs=2e-6)
+
+
+@pytest.mark.parametrize("penalty", [PromptCopyReward, ContrastReward])
+@pytest.mark.parametrize(("no_text", "worth"), [("worst", -1.0), ("zero", 0.0), ("none", None)])
+def test_of_a_penalty_no_text_is_worth_what_no_text_says_and_is_counted(scorer, penalty, no_text, worth):
+    guard = penalty(scorer, no_text=no_text, extract="explanation")
+    logged = {}
+    texts = ["", " \n", HEART, "<explanation> </explanation>", f"<explanation>{HEART}</explanation>", ""]
+    rewards = guard(
+        completions=texts,
+        prompts=[QUESTION] * 5 + [None],
+        reference=[HEART, INSULIN, HEART, HEART, INSULIN, None],
+        log_metric=logged.__setitem__,
+    )
+    assert rewards[:4] == [worth] * 4
+    assert -1 < rewards[4] <= 0
+    assert rewards[5] is None
+    assert guard.counts == RewardCounts(samples=6, scored=1, missing_reference=1, no_text=4)
+    assert logged[f"{guard.__name__}/no_text_ratio"] == pytest.approx(4 / 6)
+    assert guard(completions=[""], prompts=[QUESTION], reference=[HEART]) == [worth]
+    assert f"no_text={no_text!r}" in repr(guard)
+
+
+def test_the_worst_text_of_a_negative_allowance_is_no_better_than_silence(scorer):
+    guard = PromptCopyReward(scorer, allowed=-0.5)
+    copy_of_it, blank = guard(completions=[QUESTION, ""], prompts=[QUESTION] * 2)
+    assert blank == -1.5
+    assert copy_of_it == pytest.approx(blank, abs=2e-6)
 
 
 @pytest.mark.parametrize("missing", [None, "", " \n", [], [{"role": "system", "content": "Be brief."}]])
@@ -504,8 +551,9 @@ def test_every_guard_is_a_reward_that_pickles_copies_and_runs_from_eight_threads
     assert close(asyncio.run(guard.ascore(**BATCH)), expected)
 
 
-def test_every_guard_can_leave_out_what_has_no_text(guard):
-    assert guard(**BATCH)[-1] == 0.0
+def test_every_guard_punishes_what_has_no_text_or_leaves_it_out(guard):
+    penalty = isinstance(guard, PromptCopyReward | ContrastReward)
+    assert guard(**BATCH)[-1] == (-1.0 if penalty else 0.0)
     options = {"no_text": "none", "name": "other"}
     other = type(guard)(**options)
     assert other(completions=[" "], prompts=["a"], reference=["b"]) == [None]
@@ -519,6 +567,9 @@ def test_every_guard_can_leave_out_what_has_no_text(guard):
         (lambda: PromptCopyReward(allowed=1.5), "as allowed"),
         (lambda: PromptCopyReward(prompt=["a"]), "column as prompt"),
         (lambda: ContrastReward(over="min"), "'max' or 'mean'"),
+        (lambda: ContrastReward(no_text=-1.0), "'worst', 'zero' or 'none' as no_text"),
+        (lambda: PromptCopyReward(no_text="nil"), "'worst', 'zero' or 'none' as no_text"),
+        (lambda: LanguageReward(no_text="worst"), "'zero' or 'none' as no_text"),
         (lambda: EndingReward(eos="2"), "a token id|a list"),
         (lambda: EndingReward(eos=[]), "a token id"),
         (lambda: EndingReward(eos=[2, True]), "a token id"),

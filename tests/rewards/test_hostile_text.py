@@ -107,6 +107,8 @@ FRAGMENTS = [
     "la ",
     "therefore, ",
     "heart ",
+    "y",  # what stemmers have recursed on
+    "yeed",
     "a",
     "1",
     "1,234.",

@@ -209,6 +209,24 @@ def test_it_waits_twice_as_long_before_each_further_time():
     assert all(gaps >= np.array([0.05, 0.1, 0.2]) - 1e-3)
 
 
+class MuteError(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no message")
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_an_error_without_a_message_to_show_keeps_no_place(asynchronous):
+    def judge(text: str) -> float:
+        raise MuteError
+
+    async def judge_async(text: str) -> float:
+        raise MuteError
+
+    reward = quick(judge_async if asynchronous else judge, timeout_s=30, retries=0, max_concurrency=1)
+    with pytest.warns(RuntimeWarning, match="MuteError: a message that raises ValueError"):
+        assert reward(completions=["a", "b"]) == [None, None]
+
+
 def test_each_kind_of_failure_is_told_once_over_calls():
     def judge(text: str) -> float:
         raise {"k": KeyError, "v": ValueError}[text]("no")

@@ -75,6 +75,8 @@ class Scorer(SharedEncoder):
         word_cache_bytes: Bound on the cache of words' token ids, where one is exact; 0 for none.
         batch_invariant: Make a score bitwise independent of everything else in the call, at some cost.
         cuda_graphs: Replay short batches from CUDA graphs, which saves their launches (packed encoder alone).
+            A shape of batch is recorded when it occurs for the second time. While one is recorded, a thread
+            that draws random numbers on the same GPU can get an error from PyTorch before 2.13.
         own_stream: Compute on a CUDA stream of its own, beside what the caller has queued on the current one.
         progress: Show a progress bar: True always, False never, None when it takes seconds on a terminal.
 

@@ -517,7 +517,8 @@ def test_an_encoder_that_cannot_be_read_again_stays_asleep_and_wakes_when_it_can
 @on_cuda
 def test_sleep_frees_the_memory_of_a_gpu(minilm_folder):
     scorer = Scorer(minilm_folder, device="cuda", cuda_graphs=True)
-    expected = scorer.score(TEXTS, TEXTS[::-1])
+    for _ in range(2):  # a graph is recorded when its shape comes again
+        expected = scorer.score(TEXTS, TEXTS[::-1])
     taken = torch.cuda.memory_allocated(scorer.device)
     weights = held_bytes(scorer._engine.encoder)
     scorer.sleep()

@@ -1,10 +1,11 @@
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
 from fastreward.errors import InputError
-from fastreward.packing import pack, token_budget_batches
+from fastreward.packing import pack, token_budget_batches, upload, upload_into
 
 
 def test_texts_lie_one_after_another_without_padding(device):
@@ -27,6 +28,24 @@ def test_a_batch_may_be_empty(texts):
     batch = pack(texts, torch.device("cpu"))
     assert batch.cu_seqlens.tolist() == [0] * (len(texts) + 1)
     assert (batch.num_tokens, batch.max_seqlen) == (0, 0)
+
+
+@pytest.mark.parametrize("lengths", [(1, 3, 5, 4, 2), (0, 1, 0, 7), (4, 8), (0,), ()])
+def test_arrays_that_travel_together_arrive_as_they_were_each_at_a_multiple_of_16_bytes(device, lengths):
+    arrays = [np.arange(length, dtype=np.int32) + 100 * length for length in lengths]
+    tensors = upload(arrays, device)
+    assert len(tensors) == len(arrays)
+    for tensor, array in zip(tensors, arrays, strict=True):
+        assert (tensor.dtype, tensor.device) == (torch.int32, device)
+        assert tensor.tolist() == array.tolist()
+        assert tensor.data_ptr() % 16 == 0
+
+
+def test_an_array_is_copied_into_a_part_of_a_tensor_and_no_further(device):
+    target, array = torch.full((6,), -1, dtype=torch.int32, device=device), np.array([7, 8], dtype=np.int32)
+    upload_into(target[3:5], array)
+    array[:] = 9  # the copy is the host's own before the call returns
+    assert target.tolist() == [-1, -1, -1, 7, 8, -1]
 
 
 def test_batches_hold_every_text_once_within_the_budget_and_longest_first():

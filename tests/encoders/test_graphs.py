@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import accumulate
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -14,10 +15,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from fastreward.encoders.buckets import Bucket, fill_up, most_tiles, token_bucket
+from fastreward.encoders.buckets import Bucket, cut, fill_up, most_tiles, token_bucket
 from fastreward.encoders.checkpoint import load_checkpoint
 from fastreward.encoders.graphs import GraphedEncoder
 from fastreward.encoders.packed import PackedEncoder
+from fastreward.encoders.recording import CudaGraphRecorder
 from fastreward.errors import BackendUnavailableError, InputError
 from fastreward.ops.pooled_cosine import POOLINGS
 from fastreward.packing import pack
@@ -37,23 +39,24 @@ class Rerun:
 
     attention = ("sdpa",)
 
-    def __init__(self, bytes_each=0, fails=0):
-        self.bytes_each, self.living, self.fails = bytes_each, 0, fails
+    def __init__(self, bytes_each=0):
+        self.bytes_each, self.living, self.released = bytes_each, 0, 0
+        self.failures = []  # what the next recordings raise
 
     @property
     def num_bytes(self):
         return self.bytes_each * self.living
 
     def capture(self, compute):
-        if self.fails:
-            self.fails -= 1
-            raise torch.OutOfMemoryError("as on a GPU")
+        if self.failures:
+            raise self.failures.pop()
         compute()
         self.living += 1
         return Kept(compute)
 
     def release(self):
         self.living = 0
+        self.released += 1
 
 
 class Kept:
@@ -72,6 +75,13 @@ def graphed_of(encoder, recorder=None, **limits):
 def batch_of(lengths, device=CPU, seed=0):
     rng = random.Random(seed)
     return pack([[rng.randrange(100) for _ in range(length)] for length in lengths], device)
+
+
+def seen(graphed, *batches):
+    """Let the batches' buckets occur once, so that their next calls are recorded."""
+    for batch in batches:
+        for every_token in (False, True):
+            graphed._filled(batch, every_token=every_token)
 
 
 def scored(encoder, batch, seed=0):
@@ -104,7 +114,9 @@ def test_results_are_those_without_graphs(tiny_checkpoint, family, pooling, dtyp
     encoder = encoder_of(tiny_checkpoint(family=family), dtype=dtype, pooling=pooling)
     graphed = graphed_of(encoder)
     for seed, lengths in enumerate([LENGTHS, [300], [5] * 30, LENGTHS[::-1]]):
-        assert_same(graphed, encoder, batch_of(lengths, seed=seed))
+        batch = batch_of(lengths, seed=seed)
+        seen(graphed, batch)
+        assert_same(graphed, encoder, batch)
     assert graphed.stats.plain == {}
     assert graphed.stats.replays == 12
 
@@ -114,6 +126,7 @@ def test_results_are_those_without_graphs(tiny_checkpoint, family, pooling, dtyp
 def test_encoders_that_leave_no_norm_to_the_pooling(tiny_checkpoint, config, pooling):
     encoder = encoder_of(tiny_checkpoint(**config), pooling=pooling)
     graphed = graphed_of(encoder)
+    seen(graphed, batch_of([3, 4]), batch_of(LENGTHS))
     first = graphed.hidden(batch_of([3, 4]))
     kept = first.clone()
     assert_same(graphed, encoder, batch_of(LENGTHS))
@@ -127,6 +140,7 @@ def test_with_batch_invariant_not_a_bit_differs(tiny_folder, pooling):
     graphed = graphed_of(encoder)
     for seed, lengths in enumerate([LENGTHS, [1], [300, 1]]):
         batch = batch_of(lengths, seed=seed)
+        seen(graphed, batch)
         assert torch.equal(graphed.embed(batch), encoder.embed(batch))
         assert torch.equal(scored(graphed, batch), scored(encoder, batch))
         assert torch.equal(graphed.hidden(batch), encoder.hidden(batch))
@@ -135,6 +149,7 @@ def test_with_batch_invariant_not_a_bit_differs(tiny_folder, pooling):
 def test_what_a_call_returned_is_left_alone_by_later_calls(tiny_folder):
     graphed = graphed_of(encoder_of(tiny_folder))
     batch = batch_of(LENGTHS)
+    seen(graphed, batch)
     results = [graphed.hidden(batch), graphed.embed(batch), scored(graphed, batch)]
     kept = [result.clone() for result in results]
     for seed in range(3):
@@ -146,6 +161,7 @@ def test_what_a_call_returned_is_left_alone_by_later_calls(tiny_folder):
 def test_what_the_buffers_held_before_matters_to_no_bit(tiny_folder):
     graphed = graphed_of(encoder_of(tiny_folder))
     small, large = batch_of([3, 5]), batch_of([30, 31])
+    seen(graphed, small, large)
     before = graphed.embed(small)
     graphed.embed(large)
     assert torch.equal(graphed.embed(small), before)
@@ -160,6 +176,7 @@ def test_what_the_buffers_held_before_matters_to_no_bit(tiny_folder):
 
 def test_a_recording_serves_all_batches_of_its_bucket(tiny_folder):
     graphed = graphed_of(encoder_of(tiny_folder))
+    seen(graphed, batch_of([65]), batch_of([1] * 65))
     for seed, lengths in enumerate([[65], [128], [1] * 65, [0, 100, 0], [60, 60]]):
         for compute in (graphed.hidden, graphed.embed):
             compute(batch_of(lengths, seed=seed))
@@ -169,6 +186,7 @@ def test_a_recording_serves_all_batches_of_its_bucket(tiny_folder):
 
 def test_with_cls_pooling_hidden_states_have_a_recording_of_their_own(tiny_folder):
     graphed = graphed_of(encoder_of(tiny_folder, pooling="cls"))
+    seen(graphed, batch_of([20]))
     for _ in range(2):
         graphed.embed(batch_of([20]))
         scored(graphed, batch_of([21]))
@@ -207,6 +225,44 @@ def test_a_filled_batch_has_its_bucket_s_shape_and_begins_as_the_batch_does(leng
     if tiled:
         tiles = filled.numbers[bucket.first_tile :].reshape(-1, 4).tolist()
         assert [row for first, last, _, _ in tiles for row in range(first, last)] == [*range(offsets[-1])]
+
+
+@settings(max_examples=200, deadline=None)
+@given(LENGTH_LISTS, st.booleans())
+@example([65, 0, 0, 3], False)
+@example([600, 0, 600], False)
+@example([32, 32, 0, 64, 0, 1], False)
+def test_a_filled_batch_is_cut_as_the_attention_cuts_it(lengths, invariant):
+    pytest.importorskip("triton")
+    from fastreward.kernels.attention import attention_tables
+
+    filled = fill_up(batch_of(lengths), tiled=True, batch_invariant=invariant, every_token=True)
+    if filled is None:
+        return
+    filler, bucket = filled.lengths[len(lengths) :], filled.bucket
+    tables = attention_tables(lengths, batch_invariant=invariant, filler=filler)
+    assert (bucket.block_m, bucket.shared) == (tables.block_m, tables.shared)
+    tiles = filled.numbers[bucket.first_tile :].reshape(-1, 4)
+    assert np.array_equal(tiles[: len(tables.tiles)], tables.tiles.numpy())
+    assert not tiles[len(tables.tiles) :].any()
+
+
+def test_texts_that_just_fit_share_a_tile_and_longer_ones_share_none():
+    offsets = np.array([0, 32, 64, 64, 129, 129, 130, 130], dtype=np.int32)
+    shared = [[0, 64, 0, 3], [64, 128, 3, 4], [128, 129, 3, 4], [129, 130, 4, 7]]
+    alone = [[0, 32, 0, 1], [32, 64, 1, 2], [64, 128, 3, 4], [128, 129, 3, 4], [129, 130, 5, 6]]
+    assert cut(offsets, 64, shared=True).tolist() == shared
+    assert cut(offsets, 64, shared=False).tolist() == alone
+
+
+@pytest.mark.parametrize("lengths", [[1], [57] * 9, [41] * 25, [41] * 50 + [1] * 3])
+def test_the_batches_that_need_the_most_filler_in_the_largest_bucket(tiny_folder, lengths):
+    encoder = encoder_of(tiny_folder)
+    batch = batch_of(lengths)
+    graphed = graphed_of(encoder, max_tokens=batch.num_tokens)
+    seen(graphed, batch)
+    assert_same(graphed, encoder, batch)
+    assert graphed.stats.plain == {}
 
 
 @settings(max_examples=200, deadline=None)
@@ -249,8 +305,52 @@ def test_calls_without_graphs_are_right_and_counted_by_their_reason(tiny_folder)
         assert torch.equal(graphed.embed(batch), encoder.embed(batch))
     assert graphed.stats.plain == {"tokens": 1, "empty": 2, "texts": 1}
     assert graphed.stats.captures == 0
-    graphed.embed(batch_of([100]))
+    for _ in range(2):
+        graphed.embed(batch_of([100]))
     assert graphed.stats.captures == 1
+
+
+def test_a_bucket_is_recorded_when_it_occurs_again_and_not_before(tiny_folder):
+    encoder = encoder_of(tiny_folder)
+    graphed = graphed_of(encoder)
+    for length in (60, 120, 250):
+        assert torch.equal(graphed.embed(batch_of([length])), encoder.embed(batch_of([length])))
+    assert (graphed.stats.captures, graphed.stats.plain, graphed.graph_bytes) == (0, {"first": 3}, 0)
+    for length in (59, 121):
+        assert_same(graphed, encoder, batch_of([length]))
+    assert (graphed.stats.captures, graphed.stats.replays, graphed.stats.plain) == (2, 6, {"first": 3})
+    graphed.release()
+    graphed.embed(batch_of([60]))
+    assert (graphed.stats.captures, graphed.stats.plain) == (3, {"first": 3})
+
+
+def test_the_bucket_that_occurred_longest_ago_is_forgotten(tiny_folder, monkeypatch):
+    monkeypatch.setattr("fastreward.encoders.graphs.MAX_SEEN", 2)
+    graphed = graphed_of(encoder_of(tiny_folder))
+    for length in (60, 120, 60, 250):  # 250 has 120 forgotten
+        graphed.embed(batch_of([length]))
+    assert (graphed.stats.captures, graphed.stats.plain) == (1, {"first": 3})
+    graphed.embed(batch_of([120]))
+    assert (graphed.stats.captures, graphed.stats.plain) == (1, {"first": 4})
+    assert len(graphed._seen) == 2
+
+
+def test_whether_the_caller_records_is_asked_about_the_encoder_s_device(tiny_folder, monkeypatch):
+    devices = []
+
+    @contextmanager
+    def on(device):
+        devices.append(device)
+        yield
+        devices.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", on)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: devices == [second])
+    graphed, second = graphed_of(encoder_of(tiny_folder)), torch.device("cuda", 1)
+    graphed.device = second
+    assert graphed._filled(batch_of([3]), every_token=True) == ("capturing", None)
+    graphed.device = torch.device("cuda", 0)
+    assert graphed._filled(batch_of([3]), every_token=True) == ("first", None)
 
 
 def test_an_attention_that_the_recorder_does_not_repeat_rightly_is_not_recorded(tiny_folder):
@@ -267,6 +367,7 @@ def test_an_attention_that_the_recorder_does_not_repeat_rightly_is_not_recorded(
 
 def test_the_recording_that_was_used_longest_ago_is_dropped(tiny_folder):
     graphed = graphed_of(encoder_of(tiny_folder), max_graphs=2)
+    seen(graphed, *(batch_of([length]) for length in (60, 120, 250)))
     for length in (60, 120, 60, 250):  # 250 drops 120
         graphed.embed(batch_of([length]))
     assert (graphed.stats.captures, graphed.stats.evictions) == (3, 1)
@@ -279,6 +380,7 @@ def test_the_recording_that_was_used_longest_ago_is_dropped(tiny_folder):
 def test_a_recording_that_exceeds_the_memory_beside_others_drops_them(tiny_folder):
     encoder = encoder_of(tiny_folder)
     graphed = graphed_of(encoder, Rerun(bytes_each=400_000), max_tokens=256, max_bytes=1_000_000)
+    seen(graphed, *(batch_of([length]) for length in (60, 120, 250)))
     for length in (60, 120, 250, 250):
         assert_same(graphed, encoder, batch_of([length]))
         assert graphed.graph_bytes <= 1_000_000
@@ -289,27 +391,60 @@ def test_a_recording_that_exceeds_the_memory_beside_others_drops_them(tiny_folde
 def test_a_recording_that_alone_exceeds_the_memory_is_not_made_again(tiny_folder):
     encoder = encoder_of(tiny_folder)
     graphed = graphed_of(encoder, Rerun(bytes_each=2000), max_bytes=1000)
+    seen(graphed, batch_of([60]))
     for _ in range(3):
         assert torch.equal(graphed.embed(batch_of([60])), encoder.embed(batch_of([60])))
     assert (graphed.stats.captures, graphed.stats.plain) == (1, {"memory": 3})
     assert graphed.graph_bytes == 0
 
 
-def test_where_memory_runs_out_the_others_go_and_then_the_call_is_a_plain_one(tiny_folder):
+NO_MEMORY = [torch.OutOfMemoryError("as the allocator says it")]
+if hasattr(torch, "AcceleratorError"):
+    NO_MEMORY.append(torch.AcceleratorError("CUDA error: out of memory"))
+
+
+@pytest.mark.parametrize("error", NO_MEMORY, ids=lambda error: type(error).__name__)
+def test_where_memory_runs_out_the_others_go_and_then_the_call_is_a_plain_one(tiny_folder, error):
     encoder, recorder = encoder_of(tiny_folder), Rerun()
     graphed = graphed_of(encoder, recorder)
+    seen(graphed, *(batch_of([length]) for length in (60, 120, 250)))
     graphed.embed(batch_of([60]))
-    recorder.fails = 1
+    recorder.failures = [error]
     assert_same(graphed, encoder, batch_of([120]))
     assert (graphed.stats.captures, graphed.stats.evictions, graphed.stats.plain) == (2, 1, {})
-    recorder.fails = 2
+    recorder.failures = [error, error]
     assert torch.equal(graphed.embed(batch_of([250])), encoder.embed(batch_of([250])))
     assert graphed.stats.plain == {"memory": 1}
+
+
+OTHER_FAILURES = [RuntimeError("operation not permitted when stream is capturing"), KeyboardInterrupt()]
+if hasattr(torch, "AcceleratorError"):
+    OTHER_FAILURES.append(torch.AcceleratorError("CUDA error: an illegal memory access was encountered"))
+
+
+@pytest.mark.parametrize("error", OTHER_FAILURES, ids=lambda error: type(error).__name__)
+def test_a_failed_recording_is_raised_and_the_pool_goes_where_no_other_graph_holds_it(tiny_folder, error):
+    encoder, recorder = encoder_of(tiny_folder), Rerun()
+    graphed = graphed_of(encoder, recorder)
+    seen(graphed, batch_of([60]), batch_of([120]))
+    recorder.failures = [error]
+    with pytest.raises(type(error)):
+        graphed.embed(batch_of([60]))
+    assert (recorder.released, graphed.graph_bytes, graphed.stats.captures) == (1, 0, 0)
+    assert_same(graphed, encoder, batch_of([60]))
+    recorder.failures = [error]
+    with pytest.raises(type(error)):
+        graphed.embed(batch_of([120]))
+    assert (recorder.released, graphed.stats.captures) == (1, 1)
+    assert_same(graphed, encoder, batch_of([60]))
+    assert_same(graphed, encoder, batch_of([120]))
+    assert (graphed.stats.captures, graphed.stats.evictions, graphed.stats.plain) == (2, 0, {})
 
 
 def test_released_memory_is_made_anew_when_it_is_needed(tiny_folder):
     encoder = encoder_of(tiny_folder)
     graphed = graphed_of(encoder, Rerun(bytes_each=1000))
+    seen(graphed, batch_of([60]))
     assert graphed.graph_bytes == 0
     assert_same(graphed, encoder, batch_of([60]))
     assert graphed.graph_bytes >= 1000 + 2 * 16384 * encoder.hidden_size * 4
@@ -328,6 +463,7 @@ def test_calls_of_many_threads_do_not_disturb_each_other(tiny_folder, max_graphs
     graphed = graphed_of(encoder, max_graphs=max_graphs)
     batches = [batch_of([length, 7], seed=length) for length in range(20, 200, 5)]
     expected = [encoder.embed(batch) for batch in batches]
+    seen(graphed, *batches)
     with ThreadPoolExecutor(8) as threads:
         got = list(threads.map(graphed.embed, batches * 4))
     assert all(torch.equal(a, b) for a, b in zip(got, expected * 4, strict=True))
@@ -337,6 +473,7 @@ def test_calls_of_many_threads_do_not_disturb_each_other(tiny_folder, max_graphs
 def test_a_call_that_fails_leaves_the_way_free_for_the_next(tiny_folder):
     encoder = encoder_of(tiny_folder)
     graphed, batch = graphed_of(encoder), batch_of([3, 4])
+    seen(graphed, batch)
     references = torch.randn(2, encoder.hidden_size)
     for _ in range(2):
         with pytest.raises(InputError, match=r"reference_index from 0 to 1, got values from 0 to 2"):
@@ -356,6 +493,22 @@ def test_a_limit_below_one_is_named(tiny_folder, limit):
 def test_cuda_graphs_are_refused_where_there_is_no_cuda(tiny_folder):
     with pytest.raises(BackendUnavailableError, match="CUDA for graphs, got cpu"):
         GraphedEncoder(encoder_of(tiny_folder))
+
+
+@pytest.mark.parametrize("allocator", ["cudaMallocAsync", "pluggable"])
+def test_an_allocator_that_cannot_tell_what_a_pool_holds_is_refused(monkeypatch, allocator):
+    monkeypatch.setattr(torch._C, "_cuda_getAllocatorBackend", lambda: allocator, raising=False)
+    with pytest.raises(
+        BackendUnavailableError, match=rf"native allocator .*, got {allocator}\. Pass cuda_gr"
+    ):
+        CudaGraphRecorder(torch.device("cuda"))
+
+
+def test_the_native_allocator_and_a_pytorch_that_names_none_are_taken(monkeypatch):
+    monkeypatch.setattr(torch._C, "_cuda_getAllocatorBackend", lambda: "native", raising=False)
+    assert CudaGraphRecorder(torch.device("cuda")).num_bytes == 0
+    monkeypatch.delattr(torch._C, "_cuda_getAllocatorBackend")
+    assert CudaGraphRecorder(torch.device("cuda")).num_bytes == 0
 
 
 # --------------------------------------------------------------------------- what can be recorded
@@ -448,6 +601,7 @@ def cuda_encoder(tiny_checkpoint):
 
 def stream_beside(graphed):
     """Make a stream that is not the one that is recorded: PyTorch has 32 and then gives them out again."""
+    seen(graphed, batch_of([1], graphed.device))
     graphed.embed(batch_of([1], graphed.device))
     streams = [torch.cuda.Stream(graphed.device) for _ in range(2)]
     return next(stream for stream in streams if stream != graphed._recorder._stream)
@@ -461,7 +615,9 @@ def test_cuda_graphs_give_what_the_encoder_gives(cuda_encoder, family, pooling, 
     encoder = cuda_encoder(family, dtype, pooling=pooling)
     graphed = GraphedEncoder(encoder)
     for seed, lengths in enumerate([LENGTHS, [300], [5] * 30, LENGTHS[::-1], [512, 512], LENGTHS]):
-        assert_same(graphed, encoder, batch_of(lengths, encoder.device, seed))
+        batch = batch_of(lengths, encoder.device, seed)
+        seen(graphed, batch)
+        assert_same(graphed, encoder, batch)
     assert graphed.stats.plain == {}
 
 
@@ -472,6 +628,7 @@ def test_cuda_graphs_with_batch_invariant_differ_in_no_bit(cuda_encoder, pooling
     graphed = GraphedEncoder(encoder)
     for seed, lengths in enumerate([LENGTHS, [1], [300, 1], LENGTHS]):
         batch = batch_of(lengths, encoder.device, seed)
+        seen(graphed, batch)
         assert torch.equal(graphed.embed(batch), encoder.embed(batch))
         assert torch.equal(graphed.hidden(batch), encoder.hidden(batch))
 
@@ -484,6 +641,7 @@ def test_cuda_graphs_are_right_on_many_streams_in_many_threads(cuda_encoder):
     expected = [encoder.embed(batch) for batch in batches]
     torch.cuda.synchronize()
 
+    seen(graphed, *batches)
     streams = {stream_beside(graphed) for _ in range(8)}
     assert len(streams) == 8
 
@@ -574,6 +732,7 @@ def test_graphs_of_the_caller_s_own_outlive_those_of_the_encoder(cuda_encoder):
 def test_a_caller_that_records_itself_gets_the_plain_launches(cuda_encoder):
     encoder = cuda_encoder()
     graphed, batch = GraphedEncoder(encoder), batch_of([64], encoder.device)
+    seen(graphed, batch)
     expected = graphed.embed(batch)
     graph = torch.cuda.CUDAGraph()
     prepared = encoder.prepare(batch)  # the attention's tables are copied before

@@ -240,13 +240,14 @@ def test_int8_keeps_the_order_of_explanations_that_it_was_not_calibrated_on(mini
         for made in (packed, encoder)
     )
     error = found - exact
-    # Seen: 0.004 RMS, beside a spread of scores within a group of 0.1.
-    assert error.square().mean().sqrt() <= 6e-3
-    assert error.abs().max() <= 2.5e-2
+    # Seen: 0.005 RMS and 0.02 at most, beside a standard deviation of 0.27 within a group: the bounds leave
+    # room for other versions, and are still 3 % and 12 % of that.
+    assert error.square().mean().sqrt() <= 8e-3
+    assert error.abs().max() <= 3e-2
     assert rank_correlation(found.flatten(), exact.flatten()) >= 0.998
     within = [rank_correlation(ours, right) for ours, right in zip(found, exact, strict=True)]
     assert np.mean(within) >= 0.99
-    assert products(encoder) == {"i8": 22, "bf16": 2}
+    assert products(encoder) == {"i8": 23, "bf16": 1}
 
 
 def rank_correlation(ours, right):

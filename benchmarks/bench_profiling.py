@@ -1,0 +1,120 @@
+"""What a timeline costs: a watched call of a reward against the same call unwatched.
+
+    python -m pytest benchmarks/bench_profiling.py --benchmark-only [--quick] [--rounds N]
+
+What a watched call takes beyond the same call unwatched is timed on a reward that returns at once, many calls
+in a turn: against a reward of 10 ms the difference would be lost in the clock's noise. The texts are new in
+each call, so that none has been hashed before. The bound is 1 % of 10 ms, 100 µs. Caches are warm there; the
+last row has a reward that leaves the processor for 10 ms each time, and what the timeline says of itself
+then, which counts the same work with cold caches.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from rich.table import Table
+
+from benchmarks.measure import CPU, Timing, WallClock, repeated
+from fastreward.profiling import Timeline
+
+REWARD_S: Final = 0.010
+ASKED: Final = 0.01
+TEXTS: Final = 64
+CALLS: Final = 200
+
+
+def at_once(completions: list[str], **columns: object) -> list[float]:
+    return [1.0] * len(completions)
+
+
+def after_10_ms(completions: list[str], **columns: object) -> list[float]:
+    time.sleep(REWARD_S)
+    return [1.0] * len(completions)
+
+
+def calls(reward: Callable[..., object], count: int, timeline: Timeline | None = None) -> None:
+    """A step of calls, each with texts that no call before has hashed."""
+    for number in range(count):
+        if timeline is not None and number % 8 == 0:
+            timeline.next_step()  # closes a step, and settles one that is no longer kept
+        reward(
+            completions=[f"{number} {'an explanation of some length, ' * 16}{text}" for text in range(TEXTS)]
+        )
+
+
+@pytest.fixture(scope="module")
+def table(show: Callable[[Table], None]) -> Table:
+    table = Table(
+        title=f"A timeline's own time in a call of {TEXTS} texts; p50 (p20 – p80) of rounds in turns"
+    )
+    for name in ("timeline", "a call (µs)", "of 10 ms", "asked", "its own figure (µs)"):
+        table.add_column(name, justify="right")
+    show(table)
+    return table
+
+
+@pytest.mark.parametrize("written", [False, True], ids=["in-memory", "to-a-folder"])
+def test_overhead(
+    written: bool,
+    tmp_path: Path,
+    interleave: Callable[..., dict[str, Timing]],
+    benchmark: Any,
+    table: Table,
+    quick: bool,
+    rounds: int,
+) -> None:
+    """A watched call less the same call unwatched."""
+    count = 16 if quick else CALLS
+    timeline = Timeline(folder=tmp_path if written else None)
+    watched = timeline.wrap(at_once)
+    variants = {
+        "watched": repeated(partial(calls, watched, count, timeline)),
+        "alone": repeated(partial(calls, at_once, count)),
+    }
+    timings = interleave(variants, WallClock(CPU), 4 * rounds)
+    pairs = zip(timings["watched"].seconds, timings["alone"].seconds, strict=True)
+    spent = Timing(tuple((with_it - without) / count for with_it, without in pairs))
+    report = timeline.report()
+    timeline.close()
+    assert report.failures == 0
+    share = spent.p50 / REWARD_S
+    table.add_row(
+        "to a folder" if written else "in memory",
+        f"{spent.p50 * 1e6:.1f} ({spent.p20 * 1e6:.1f} – {spent.p80 * 1e6:.1f})",
+        f"{share:.2%}",
+        f"< {ASKED:.0%} {'met' if share < ASKED else 'MISSED'}",
+        f"{report.overhead_s / report.recorded * 1e6:.1f}",
+    )
+    benchmark.extra_info.update({"seconds_a_call": spent.as_json(), "share": share, "asked": ASKED})
+
+
+def test_rewards_of_10_ms_keep_their_time(
+    interleave: Callable[..., dict[str, Timing]], benchmark: Any, table: Table, quick: bool, rounds: int
+) -> None:
+    """The same in the field: a reward of 10 ms, and what the timeline says of itself."""
+    count = 4 if quick else 50
+    timeline = Timeline()
+    watched = timeline.wrap(after_10_ms)
+    variants = {
+        "watched": repeated(partial(calls, watched, count, timeline)),
+        "alone": repeated(partial(calls, after_10_ms, count)),
+    }
+    timings = interleave(variants, WallClock(CPU), rounds)
+    report = timeline.report()
+    own = report.overhead_s / report.recorded
+    more = (timings["watched"].p50 - timings["alone"].p50) / count
+    verdict = "met" if own < ASKED * REWARD_S else "MISSED"
+    table.add_row(
+        "in memory, reward of 10 ms",
+        f"{more * 1e6:.1f}",
+        f"{own / REWARD_S:.2%} (its own)",
+        f"< {ASKED:.0%} {verdict}",
+        f"{own * 1e6:.1f}",
+    )
+    benchmark.extra_info.update({"seconds_a_call": more, "own_seconds_a_call": own, "asked": ASKED})

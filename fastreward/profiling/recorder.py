@@ -1,0 +1,384 @@
+"""Records spans as they begin and end, from any thread and task, and keeps its own errors to itself."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import itertools
+import os
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+
+from fastreward.profiling.counting import count_none, count_texts
+from fastreward.profiling.devices import DeviceTimer, Mark
+from fastreward.profiling.files import EventFile
+from fastreward.profiling.ledger import Ledger, Totals
+from fastreward.profiling.opened import Open, Options, outcome_of, task_number
+from fastreward.profiling.report import Report
+from fastreward.profiling.spans import Counts, Kind, Process, Span, Step, clock_offset_ns
+from fastreward.profiling.stages import current_span, renew_lock
+from fastreward.profiling.summary import Own, Rank, summarise
+from fastreward.profiling.wrapping import Watched
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+WRITTEN_EVERY_S: Final = 1.0
+"""Between writes to the folder: what a killed process loses at most."""
+
+
+def guarded(method: Callable[Concatenate[Recorder, P], R]) -> Callable[Concatenate[Recorder, P], R | None]:
+    """Keep errors of the recorder from the training: they are counted, and said once."""
+
+    @functools.wraps(method)
+    def call(self: Recorder, /, *args: P.args, **kwargs: P.kwargs) -> R | None:
+        try:
+            return method(self, *args, **kwargs)
+        except Exception as error:  # whatever it is: a profiler may not end a training
+            self.fail(error)
+            return None
+
+    return call
+
+
+class Recorder:
+    """What a timeline does behind its face.
+
+    Args:
+        options: The timeline's arguments.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self._current: ContextVar[Span | None] = ContextVar("fastreward_timeline", default=None)
+        self.start()
+        _recorders.add(self)
+        _watch_forks()
+
+    def start(self) -> None:
+        """Begin with nothing recorded, in this process."""
+        options = self.options
+        self._lock = threading.RLock()  # a collected object may come back here while the lock is held
+        self._offset_ns = clock_offset_ns()
+        self._ledger = Ledger(options.generation, Totals())
+        self._ids = itertools.count()
+        self._running: dict[int, Span] = {}
+        self._step: Step | None = None
+        self._step_number = 0
+        self._overhead_ns = 0
+        self._recorded = 0
+        self.failures = 0
+        self.process = Process.here(options.rank, self.now())
+        clock = options.device_clock
+        self._timer = None if clock is None else DeviceTimer(clock)
+        self._file = None if options.folder is None else EventFile(options.folder, self.process)
+        self._stop = threading.Event()
+        self._is_writing = False
+
+    def now(self) -> int:
+        """Nanoseconds of the shared clock."""
+        return time.perf_counter_ns() + self._offset_ns
+
+    # ------------------------------------------------------------------ spans
+
+    @guarded
+    def begin(self, kind: Kind, name: str) -> Open:
+        """Begin a phase."""
+        return self._begin(kind, name, self.now(), Counts())
+
+    @guarded
+    def end(self, opened: Open | None, error: BaseException | None) -> None:
+        """End a phase."""
+        if opened is not None:
+            self._end(opened, error, self._end_time(opened))
+
+    @guarded
+    def begin_call(self, watched: Watched, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Open:
+        """Begin a call of a reward."""
+        came_ns = self.now()
+        counts, before = Counts(), None
+        try:
+            counts.texts, counts.unique_texts = count_texts(watched.find_texts(*args, **kwargs))
+            before = watched.scorers.read()
+        except Exception as error:  # as in `guarded`; without its counts, a call is still timed
+            self.fail(error)
+        opened = self._begin("reward", watched.__name__, came_ns, counts)
+        opened.watched, opened.before = watched, before
+        return opened
+
+    @guarded
+    def end_call(self, opened: Open | None, result: object, error: BaseException | None) -> None:
+        """End a call of a reward."""
+        if opened is not None:
+            end_ns = self._end_time(opened)
+            counts = opened.span.counts
+            try:
+                if error is None:
+                    counts.none = count_none(result, counts.texts)
+                if opened.watched is not None and opened.before is not None:
+                    opened.watched.scorers.add(opened.before, counts)
+            except Exception as own:  # as above
+                self.fail(own)
+            self._end(opened, error, end_ns)
+
+    @guarded
+    def enter_call(self, opened: Open | None) -> None:
+        """Go on with a call in another context."""
+        if opened is not None:
+            self._enter(opened)
+
+    @guarded
+    def leave_call(self, opened: Open | None) -> None:
+        """Leave a call that goes on elsewhere."""
+        if opened is not None:
+            self._leave(opened)
+
+    def _begin(self, kind: Kind, name: str, came_ns: int, counts: Counts) -> Open:
+        parent = self._current.get()
+        while parent is not None and (parent.end_ns is not None or parent.owner is not self._ledger):
+            parent = parent.parent
+        thread = threading.current_thread()
+        span = Span(
+            next(self._ids),
+            kind,
+            name,
+            0,
+            threading.get_native_id(),
+            thread.name,
+            task_number(),
+            parent,
+            counts=counts,
+            parent_id=None if parent is None else parent.id,
+            owner=self._ledger,
+        )
+        synchronizes = self._synchronizes(span)
+        if not synchronizes:
+            span.marks = self._mark(self.now())
+        with self._lock:
+            span.begin_ns = self.now()
+            self._ledger.add_span(span)
+            self._running[span.id] = span
+            self._recorded += 1
+            self._overhead_ns += span.begin_ns - came_ns
+            self._keep_few()
+        self._write_from_now_on()
+        opened = Open(span)
+        self._enter(opened)
+        if synchronizes and self._synchronize():
+            span.drain_s = (self.now() - span.begin_ns) / 1e9
+        return opened
+
+    def _end_time(self, opened: Open) -> int:
+        if self._synchronizes(opened.span):
+            self._synchronize()
+        return self.now()
+
+    def _end(self, opened: Open, error: BaseException | None, end_ns: int) -> None:
+        span = opened.span
+        self._leave(opened)
+        if span.end_ns is not None or span.owner is not self._ledger:
+            return  # begun before this process was forked off, or ended already
+        span.outcome = outcome_of(error)
+        if span.marks is not None:
+            span.marks = span.marks, self._mark(end_ns)
+        with self._lock:
+            span.end_ns = end_ns  # last: who reads it finds the rest there
+            del self._running[span.id]
+            self._overhead_ns += self.now() - end_ns
+        if self._file is not None:
+            self._file.add(span)
+
+    def _enter(self, opened: Open) -> None:
+        opened.token = self._current.set(opened.span)
+        opened.stage_token = current_span.set(opened.span)
+
+    def _leave(self, opened: Open) -> None:
+        token, stage_token = opened.token, opened.stage_token
+        if token is None or stage_token is None:
+            return
+        opened.token = opened.stage_token = None
+        try:
+            self._current.reset(token)
+            current_span.reset(stage_token)
+        except ValueError:  # a coroutine that is closed by another one: its context is gone
+            return
+
+    def _mark(self, now_ns: int) -> Mark | None:
+        if self._timer is None:
+            return None
+        try:
+            return self._timer.mark(now_ns)
+        except Exception as error:  # as in `guarded`; spans go on without a device that fails
+            self._timer = None
+            self.fail(error)
+            return None
+
+    def _synchronize(self) -> bool:
+        """Wait for the device, if there is one."""
+        if self._timer is None:
+            return False
+        try:
+            self._timer.clock.synchronize()
+        except Exception as error:  # as above
+            self._timer = None
+            self.fail(error)
+            return False
+        return True
+
+    def _synchronizes(self, span: Span) -> bool:
+        # In an event loop it would hold up all other tasks.
+        return self.options.synchronize and span.task is None
+
+    # ------------------------------------------------------------------ steps
+
+    @guarded
+    def begin_step(self, number: int | None) -> Step:
+        """End the step that runs, if there is one, and begin the next."""
+        with self._lock:
+            begin_ns = self.now()
+            self._end_step(begin_ns)
+            self._step_number = self._step_number + 1 if number is None else number
+            self._step = step = Step(self._step_number, begin_ns)
+            self._ledger.add_step(step)
+            self._keep_few()
+            self._overhead_ns += self.now() - begin_ns
+        self._write_from_now_on()
+        return step
+
+    @guarded
+    def end_step(self, step: Step | None) -> None:
+        """End a step if it still runs; ``None`` ends whichever runs."""
+        with self._lock:
+            if step is None or step is self._step:
+                self._end_step(self.now())
+
+    def _end_step(self, end_ns: int) -> None:
+        if self._step is not None:
+            self._step.end_ns = end_ns
+            if self._file is not None:
+                self._file.add(self._step)
+            self._step = None
+
+    def _keep_few(self) -> None:
+        until_ns = self._ledger.when_few(self.options.keep_steps, self.options.keep_spans)
+        if until_ns is not None:
+            for span in self._ledger.spans:
+                if span.begin_ns >= until_ns:
+                    break
+                self._resolve(span)
+            self._ledger.settle(until_ns)
+
+    def _resolve(self, span: Span) -> bool:
+        """Whether a span's times are known, or never will be."""
+        timer = self._timer
+        if timer is None or span.marks is None:
+            return True
+        try:
+            return timer.resolve(span)
+        except Exception as error:  # as above
+            span.marks = self._timer = None
+            self.fail(error)
+            return True
+
+    # ------------------------------------------------------------------ what comes of it
+
+    def report(self) -> Report:
+        """Report on this process up to now."""
+        with self._lock:
+            now_ns = self.now()
+            for span in self._ledger.spans:
+                self._resolve(span)
+            ledger = self._ledger.copy()
+            own = Own(self._overhead_ns / 1e9, self._recorded, self.failures)
+        rank = Rank(self.process.rank, ledger, ledger.last_ns(now_ns))
+        return summarise([rank], ledger.totals, (self.process,), own)
+
+    @guarded
+    def flush(self, *, last: bool = False) -> None:
+        """Write what has happened to the folder, if there is one."""
+        file = self._file
+        if file is None:
+            return
+        with self._lock:
+            running: list[Span | Step] = list(self._running.values())
+            running += [] if self._step is None else [self._step]
+            state = {
+                "until_ns": self.now(),
+                "overhead_s": self._overhead_ns / 1e9,
+                "failures": self.failures,
+                "recorded": self._recorded,
+            }
+        try:
+            file.flush(self._resolve, running, state, last=last)
+        except OSError:
+            self._file = None  # a full disk stays full; what is in memory is still reported
+            raise
+
+    def close(self) -> None:
+        """End the step, write everything, and stop writing."""
+        self.end_step(None)
+        self._stop.set()
+        self.flush(last=True)
+        self._file = None
+
+    def fail(self, error: Exception) -> None:
+        """Count an error of the recorder's own, and say the first."""
+        self.failures += 1
+        if self.failures > 1:
+            return
+        try:
+            warnings.warn(
+                f"The timeline has an error, which it keeps from the training: {error!r}. Its figures may "
+                "lack something; `report().failures` counts on.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        except RuntimeWarning:  # where warnings are made errors, this one is still none of the training's
+            return
+
+    def _write_from_now_on(self) -> None:
+        if self._file is None or self._is_writing:
+            return
+        with self._lock:
+            if self._is_writing or self._stop.is_set():
+                return
+            self._is_writing = True
+        arguments = (weakref.ref(self), self._stop)
+        threading.Thread(target=_write, args=arguments, name="fastreward-timeline", daemon=True).start()
+        atexit.register(_close, weakref.ref(self), os.getpid())
+
+
+def _write(recorder: weakref.ref[Recorder], stop: threading.Event) -> None:
+    """Write now and then, off the threads that train."""
+    while not stop.wait(WRITTEN_EVERY_S):
+        if (alive := recorder()) is None:
+            return
+        alive.flush()
+        del alive
+
+
+def _close(recorder: weakref.ref[Recorder], pid: int) -> None:
+    """Write the rest when the interpreter ends."""
+    if (alive := recorder()) is not None and pid == os.getpid():
+        alive.close()
+
+
+_recorders: Final[weakref.WeakSet[Recorder]] = weakref.WeakSet()
+
+
+@functools.cache  # once a process
+def _watch_forks() -> None:
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_after_fork)
+
+
+def _after_fork() -> None:
+    """A forked process records for itself: locks, files and threads are its parent's."""
+    renew_lock()
+    for recorder in list(_recorders):
+        recorder.start()

@@ -55,7 +55,9 @@ class WaitingEncoder:
 
 def engine_that_waits(tokenizer: Tokenizer, texts: list[str]) -> tuple[Engine, Callable[[], object]]:
     """An engine whose encoder waits as long as tokenising, returned too, takes for the same texts."""
-    scorer = Scorer(DEFAULT_ENCODER, backend="packed", device="cpu", dtype="float32", max_batch_tokens=MAX_BATCH_TOKENS["cuda"])
+    scorer = Scorer(
+        DEFAULT_ENCODER, backend="packed", device="cpu", max_batch_tokens=MAX_BATCH_TOKENS["cuda"]
+    )
     engine = scorer._engine
     engine.batcher._tokenizer = tokenizer
     tokenize = partial(tokenizer.content, texts)

@@ -20,7 +20,6 @@ TRL itself (``pip install "fastreward[trl]"``, 1.15 or 1.16) is not imported her
 from __future__ import annotations
 
 import asyncio
-import copy
 import math
 import threading
 from collections import deque
@@ -72,7 +71,7 @@ def reward_arguments(reward: CombinedReward, *, log_text: Extractor | None = Non
 
     Args:
         reward: The combination. Its `num_generations` is not used: the trainer has its own, and what is
-            logged goes by the prompts.
+            logged goes by the prompts. Its `last` is that of the trainer's latest step in this process.
         log_text: Takes a text to be logged from each completion.
 
     Returns:
@@ -164,11 +163,8 @@ class _Shared:
     _batches: deque[_Batch]
 
     def __init__(self, reward: CombinedReward, log_text: Extractor | None) -> None:
-        self.reward = reward
-        if reward.num_generations is not None:
-            # A rank may hold parts of groups. Only what is logged depends on them, and can go by prompts.
-            self.reward = copy.copy(reward)
-            self.reward.num_generations = None
+        # A rank may hold parts of groups. Only what is logged depends on them, and can go by prompts.
+        self.reward = reward if reward.num_generations is None else reward.by_prompts()
         self._log_text = log_text
         self._start()
 

@@ -6,6 +6,7 @@ import asyncio
 import copy
 import math
 import pickle
+import statistics
 import subprocess
 import sys
 import weakref
@@ -97,6 +98,20 @@ def test_groups_that_this_process_holds_in_part_are_no_obstacle():
         [length_reward, tag_reward], aggregation="normalize_then_sum", num_generations=3
     )
     assert asked(reward_arguments(combined).reward_funcs, COMPLETIONS) == [LENGTHS, TAGS]
+
+
+@pytest.mark.parametrize("num_generations", [None, 2, 3])
+def test_the_combination_itself_has_the_latest_scores_and_logs_by_the_prompts(num_generations):
+    combined = CombinedReward([length_reward, tag_reward], num_generations=num_generations)
+    parts = reward_arguments(combined).reward_funcs
+    logged: dict[str, float] = {}
+    for part in parts:
+        part(prompts=["p", "q", "q", "q"], completions=COMPLETIONS, log_metric=logged.__setitem__)
+    assert combined.last is not None
+    assert combined.last.components.T.tolist() == [LENGTHS, TAGS]
+    assert combined.num_generations == num_generations
+    within = statistics.stdev(TAGS[1:])  # the other group has one row, of which there is no deviation
+    assert logged["combined_reward/tag_reward/group_std"] == pytest.approx(within)
 
 
 @pytest.mark.parametrize("reward", [SemanticReward(), [SemanticReward()], length_reward, None])

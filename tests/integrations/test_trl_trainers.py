@@ -138,6 +138,30 @@ def test_a_combination_in_parts_is_aggregated_by_the_trainer(
     assert set(names) == {key.split("/")[1] for key in log if key.startswith("rewards/")}
 
 
+def test_rloo_takes_a_combination_in_parts_and_sums_it(train: Train, run: ModuleType, scorer: Scorer):
+    semantic = SemanticReward(scorer, reference="explanation")
+    combined = CombinedReward(
+        [semantic, brief], weights=[1.0, 0.25], gates={"semantic_reward": "brief"}, num_generations=3
+    )
+    arguments = reward_arguments(combined, log_text=Extractor())
+    trainer, table = train("RLOO", arguments.reward_funcs, beta=0.0, **arguments.config)
+    assert combined.last is not None  # of the trainer's step
+    components = torch.tensor([table["semantic_reward"], table["brief"]]).T
+    close(components, combined.last.components)
+    opened = torch.tensor(brief(table["completion"]))
+    cosines = scorer.score(table["completion"], explanations(run, table["prompt"]))
+    cosines[run.GENERATIONS :] = torch.nan  # the second prompt has no reference
+    close(components, torch.stack([cosines * opened, opened], dim=1))
+    total = (cosines.nan_to_num() + 0.25) * opened
+    close(table["combined_reward/total"], total)
+    (log,) = (entry for entry in trainer.state.log_history if "reward" in entry)
+    close(log["reward"], total.mean())
+
+    grouped = total.view(-1, run.GENERATIONS)  # what RLOO subtracts is the mean of the others in the group
+    others = (grouped.sum(dim=1, keepdim=True) - grouped) / (run.GENERATIONS - 1)
+    close(table["advantages"], (grouped - others).flatten(), atol=1e-5)
+
+
 def brief(completions: list[str], **columns: Any) -> list[float]:
     """It opens for some of the random policy's texts and not for others."""
     return [float(len(text) % 2) for text in completions]

@@ -206,7 +206,7 @@ def test_a_reward_does_not_depend_on_the_rest_of_the_batch(reward, texts, seed):
 @given(reference=HOSTILE | ANY)
 def test_no_reference_makes_a_reward_raise(scorer, reference):
     for maker in MAKERS.values():
-        columns = {"letter": ["B"], "number": [1], "options": [None]}
+        columns = {"prompts": ["Why?"], "letter": ["B"], "number": [1], "options": [None]}
         if maker is MAKERS["answer, text"]:
             continue  # of a reference that says nothing it raises, and says so
         assert is_sound(maker(scorer)(completions=[REFERENCE], reference=[reference], **columns), 1)

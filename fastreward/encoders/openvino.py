@@ -42,8 +42,8 @@ CPU: Final = torch.device("cpu")
 PRECISIONS: Final[Mapping[torch.dtype, str]] = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 THREAD_TOKENS: Final = 1024
-"""Tokens of one inference for each thread, more or less: half as many and twice as many took 5 % longer in int8
-and 3 % in bf16. More texts are less alike in length, and what a layer writes leaves the core's own cache."""
+"""Tokens of one inference for each thread, more or less: half as many and twice as many took 5 % longer in
+int8 and 3 % in bf16. More texts are less alike in length, and what a layer writes leaves the core's cache."""
 
 
 class OpenVINOEncoder:

@@ -1,4 +1,4 @@
-"""The command line: `fastreward score`, `fastreward export` and `fastreward doctor`."""
+"""The command line: `fastreward score`, `export`, `calibrate` and `doctor`."""
 
 from __future__ import annotations
 
@@ -297,6 +297,36 @@ def export(
     folder = export_onnx(load_checkpoint(encoder, revision=revision), to, precision)
     drift = read_manifest(folder).largest_drift
     typer.echo(f"{folder}: {precision}, at most {drift:.1e} from the packed encoder's vectors")
+
+
+@app.command(no_args_is_help=True)
+@_errors_on_stderr()
+def calibrate(
+    encoder: Annotated[str, typer.Argument(metavar="ENCODER", help="Name or folder of the encoder.")],
+    texts: Annotated[
+        Path, typer.Argument(metavar="TEXTS", help="A file with a text like those to be scored on each line.")
+    ],
+    to: Annotated[Path, typer.Option(help="The file to write, NAME.npz.")],
+) -> None:
+    """Measure what int8 on OpenVINO needs to know: `Scorer(backend="openvino", dtype="int8", calibration=…)`.
+
+    A hundred texts that vary do.
+    """
+    try:
+        lines = [line for line in texts.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise InputError("texts in UTF-8", f"{texts}: {error}", "Convert the file.") from error
+    if not lines:
+        raise InputError("a text on a line at least", f"none in {texts}", "Write some into it.")
+
+    from fastreward.encoders.checkpoint import load_checkpoint
+    from fastreward.encoders.openvino import calibrate_int8
+    from fastreward.tokenization import Tokenizer
+
+    checkpoint = load_checkpoint(encoder)
+    tokenizer = Tokenizer.from_file(checkpoint.tokenizer_file, max_length=checkpoint.max_seq_length)
+    calibration = calibrate_int8(checkpoint, tokenizer(lines))
+    typer.echo(f"{calibration.save(to)}: {len(lines):,} texts, {calibration.num_tokens:,} tokens")
 
 
 @app.command()

@@ -37,7 +37,6 @@ PACKAGES: Final = (
     "flash-attn",
     "flash-attn-4",
     "openvino",
-    "nncf",
     "onnx",
     "onnxruntime",
     "onnxruntime-gpu",

@@ -90,6 +90,8 @@ class Engine:
         self.replicas = Replicas(devices, self.batcher)
         encoders = self._build()
         self.hidden_size = encoders[0].hidden_size
+        if config.max_batch_tokens is None:  # some back-ends have a size of their own
+            tokens = getattr(encoders[0], "batch_tokens", tokens)
         self.budget = self._budget(encoders, tokens)
         self.batcher.max_batch_tokens = self.budget.batch_tokens
         self._start(encoders)

@@ -495,3 +495,41 @@ def test_an_export_never_goes_over_a_folder_that_holds_something(tiny_folder: Pa
     assert result.exit_code == 2
     assert str(tmp_path) in result.stderr
     assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_calibration_makes_an_encoder_of_8_bits(tiny_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    from fastreward.encoders.onnx_session import int8_runs_here
+
+    if not int8_runs_here():
+        pytest.skip("this CPU has no int8 products")
+    lines = ["heart lung", "", "blood heart blood"]
+    (tmp_path / "texts.txt").write_text("\n".join(lines), encoding="utf-8")
+    arguments = [
+        "calibrate",
+        str(tiny_folder),
+        str(tmp_path / "texts.txt"),
+        "--to",
+        str(tmp_path / "ranges.npz"),
+    ]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "2 texts" in result.stdout
+    scorer = Scorer(
+        tiny_folder,
+        backend="openvino",
+        device="cpu",
+        dtype="int8",
+        calibration=tmp_path / "ranges.npz",
+    )
+    packed = Scorer(tiny_folder, backend="packed", device="cpu", dtype="float32")
+    difference = scorer.score(["heart lung"], ["blood"]) - packed.score(["heart lung"], ["blood"])
+    assert 0 < float(difference.abs().max()) < 0.05
+
+
+def test_a_calibration_without_texts_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("\n \n", encoding="utf-8")
+    arguments = ["calibrate", str(tiny_folder), str(tmp_path / "texts.txt"), "--to", str(tmp_path / "r.npz")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert "a text on a line at least" in result.stderr

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastreward.backends import dtype_name
+from fastreward.batching import MAX_BATCH_TOKENS
 from fastreward.encoders.checkpoint import Checkpoint
 from fastreward.encoders.numerics import own_numerics
 from fastreward.encoders.onnx_session import int8_runs_here, resolve_threads
@@ -109,6 +110,11 @@ class OpenVINOEncoder:
         self._lock = threading.Lock()
         self._vectors = self._compile(self.pooling)
         self._states: _Compiled | None = None  # compiled when it is first asked for
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of a batch that make one inference, of which every thread has its share."""
+        return max(MAX_BATCH_TOKENS["cpu"], THREAD_TOKENS * self.threads)
 
     def hidden(self, batch: PackedBatch) -> Tensor:
         """Return the last hidden states, [T, D] in `dtype`."""
@@ -216,10 +222,7 @@ def calibrate_int8(
         raise InputError("texts to calibrate with", f"{len(token_ids)} texts of no token", "Pass some.")
     _import_openvino()
     architecture = checkpoint.architecture
-    # Queries apart, as CLS pooling has them: their input is the same, and so both kinds of graph are served.
-    embeddings, layers = load_layers(
-        checkpoint, architecture, CPU, torch.float32, splits_last_query=checkpoint.pooling == "cls"
-    )
+    embeddings, layers = load_layers(checkpoint, architecture, CPU, torch.float32, splits_last_query=False)
     inputs: dict[str, Any] = {}
     graph = build_graph(architecture, embeddings, layers, pooling=None, product=_recording(inputs))
     measured = _Compiled(_measuring(graph, list(inputs.values())), _options(torch.float32, threads, None))

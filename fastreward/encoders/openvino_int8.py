@@ -126,9 +126,12 @@ class Calibration:
 
 
 def weights_digest(layers: Sequence[Layer]) -> str:
-    """A digest of the products' weights, by which a calibration knows its encoder: 16 hexadecimal digits."""
+    """Digest the first layer's products: 16 hexadecimal digits by which a calibration knows its encoder.
+
+    It is the same however many of the layers are used, and whether queries stand apart or not.
+    """
     digest = hashlib.sha256()
-    for layer in layers:
+    for layer in layers[:1]:
         for linear in (layer.query, layer.qkv, layer.attention_output, layer.up, layer.down):
             if linear is not None:
                 digest.update(linear.weight.contiguous().numpy().tobytes())
@@ -147,7 +150,8 @@ def int8_product(calibration: Calibration, num_layers: int) -> Product:
     def product(x: Node, weight: Weights, bias: Weights | None, name: str) -> Node:
         if name in exact:
             return plain_product(x, weight, bias, name)
-        found = calibration.ranges.get(name)
+        # Where queries stand apart, in the last layer of CLS pooling, they get what keys and values get.
+        found = calibration.ranges.get(name.replace(".query", ".qkv"))
         if found is None or found.low.shape != (weight.shape[1],):
             raise CheckpointError(
                 f"a range of {weight.shape[1]} channels for the product {name} in the calibration",
@@ -197,8 +201,8 @@ def smoothing(spread: Weights, weight: Weights) -> Weights:
     Source: SmoothQuant (arXiv 2211.10438), equation 4.
 
     Example:
-        >>> smoothing(np.float32([1, 16]), np.float32([[1, 1]]))
-        array([0.35355338, 2.828427  ], dtype=float32)
+        >>> smoothing(np.float32([1, 16]), np.float32([[1, 1]])).round(3)  # 16 ** -0.375 and 16 ** 0.375
+        array([0.354, 2.828], dtype=float32)
     """
     columns = np.abs(weight).max(axis=0)
     if not spread.max() or not columns.max():

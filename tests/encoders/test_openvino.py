@@ -274,6 +274,17 @@ def test_int8_serves_every_family(tiny_checkpoint, family, pooling):
     assert encoder.hidden(batch).shape == (sum(LENGTHS), 64)
 
 
+@int8_here
+def test_a_calibration_serves_other_pooling_and_fewer_layers_too(tiny_checkpoint):
+    folder = tiny_checkpoint(num_hidden_layers=3, hidden_size=64, intermediate_size=128)
+    checkpoint, batch = load_checkpoint(folder), pack(ragged_ids(), CPU)
+    calibration = calibrate_int8(checkpoint, ragged_ids())
+    options = {"pooling": "cls", "num_layers": 2}
+    exact = PackedEncoder(checkpoint, CPU, torch.float32, **options).embed(batch)
+    found = encoder_of(folder, calibration=calibration, **options).embed(batch)
+    assert (found * exact).sum(dim=1).min() >= 1 - 2e-3
+
+
 def test_a_calibration_is_what_the_products_were_given(tiny_folder, huggingface_hidden):
     token_ids = ragged_ids()
     calibration = calibrate_int8(load_checkpoint(tiny_folder), [*token_ids, []])
@@ -308,7 +319,7 @@ def test_a_calibration_comes_back_from_its_file_and_gives_the_same_vectors(tiny_
 @int8_here
 def test_a_calibration_that_does_not_belong_or_is_damaged_is_refused(tiny_checkpoint, tiny_folder, tmp_path):
     calibration = calibrate_int8(load_checkpoint(tiny_folder), ragged_ids())
-    other = tiny_checkpoint(num_hidden_layers=3)
+    other = tiny_checkpoint(intermediate_size=96)
     with pytest.raises(CheckpointError, match=r"digest .* got one of weights with the digest"):
         encoder_of(other, calibration=calibration)
     with pytest.raises(CheckpointError, match=r"product 0\.qkv in the calibration, got none"):

@@ -1,9 +1,10 @@
 """The README's numbers, from the committed results: `python benchmarks/readme_numbers.py [--check]`.
 
 It writes what stands between two lines of README.md, `<!-- numbers:begin -->` and `<!-- numbers:end -->`,
-from the latest files of `gpu_suite`, `bench_scorer` and `bench_encoder` below `results/` that hold all the
-rows that are quoted. A quick run, a dry run and one of a tree with uncommitted changes are no evidence, and
-passed over. With `--check` it writes nothing, and fails where the README is not what it would write.
+from the latest files of `gpu_suite`, `bench_cpu`, `bench_trl`, `bench_scorer` and `bench_encoder` below
+`results/` that hold all the rows that are quoted. A quick run, a dry run and one of a tree with uncommitted
+changes are no evidence, and passed over. With `--check` it writes nothing, and fails where the README is not
+what it would write.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ QUOTED: Final[Mapping[str, tuple[str, ...]]] = {
         *("step-minilm-l6", "latency-1", "latency-8", "latency-64"),
     ),
     "bench_scorer": (*SCORER_ROWS, *INVARIANT_ROWS),
+    "bench_cpu": ("embed, equal fidelity", "embed, the usual way", "embed, int8", "step, cold", "step, warm"),
+    "bench_trl": ("trl-grpo-step",),
     "bench_encoder": tuple(f"{name}-{precision}" for name in ENCODER_ROWS for precision in PRECISIONS),
 }
 """What a file must hold to be quoted: names of workloads, or of rows."""
@@ -87,6 +90,8 @@ def block(results: Path) -> str:
     parts = [on_a_gpu(path, content) for path, content in latest(results, "gpu_suite")]
     if not parts:
         parts = [_wrapped("No GPU has measured this version yet; on one, `make gpu` does.")]
+    parts += [back_ends_on_a_cpu(path, content) for path, content in latest(results, "bench_cpu")]
+    parts += [trl_on_a_cpu(path, content) for path, content in latest(results, "bench_trl")]
     parts += [scorer_on_a_cpu(path, content) for path, content in latest(results, "bench_scorer")]
     parts += [encoder_on_a_cpu(path, content) for path, content in latest(results, "bench_encoder")]
     return "\n\n".join(parts)
@@ -162,6 +167,45 @@ def _verdict(content: Content) -> str:
 
 
 # --------------------------------------------------------------------------- on a CPU
+
+
+def back_ends_on_a_cpu(path: Path, content: Content) -> str:
+    """Every way to embed, with what it costs in fidelity, and what is asked of ours."""
+    settings = content["settings"]
+    head = (
+        f"Embedding on {_cpu(content)}, all-MiniLM-L6-v2, {8 * settings['groups']} candidates of "
+        f"{settings['groups']} groups ({settings['texts']}), every peer with the batch size that suits it "
+        f"best but for the usual way, medians of {settings['rounds']} rounds in which all take turns"
+        f"{_source(path, content)}, by `python benchmarks/bench_cpu.py --out benchmarks/results`:"
+    )
+    lines = ["| way | texts/s | largest cosine error | Spearman within groups |", "|---|---|---|---|"]
+    for way in content["ways"]:
+        fidelity, name = (
+            way["fidelity"],
+            f"**fastreward, {way['variant']}**" if way["own"] else way["variant"],
+        )
+        cells = f"{way['texts_per_s']:.0f} | {fidelity['largest_cosine_error']:.0e}"
+        lines.append(f"| {name} | {cells} | {fidelity['spearman_within']:.4f} |")
+    asked = ["| what | ours | beside | times as fast | asked |", "|---|---|---|---|---|"]
+    for row in content["rows"]:
+        cells = (row["name"], row["fast"]["variant"], row["slow"]["variant"])
+        ratio = f"{row['ratio']['of_medians']:.2f}"
+        asked.append(f"| {' | '.join(cells)} | {ratio} | {row['asked'] or ''} |")
+    return "\n\n".join((_wrapped(head), "\n".join(lines), "\n".join(asked)))
+
+
+def trl_on_a_cpu(path: Path, content: Content) -> str:
+    """The reward's seconds in a step of TRL's GRPO."""
+    (row,), settings = content["rows"], content["settings"]
+    fast, slow = row["fast"], row["slow"]
+    return _wrapped(
+        f"In TRL {content['versions']['trl']}'s GRPO on {_cpu(content)}, {settings['completions']} "
+        f"completions a step, the reward takes {fast['p50_s']:.2f} s with fastreward ({row['backend']}, "
+        f"{row['dtype']}) and {slow['p50_s']:.2f} s with sentence-transformers encoding both sides, "
+        f"{row['ratio']['of_medians']:.1f} times as long ({row['asked']} asked){_source(path, content)}, "
+        "by `python benchmarks/bench_trl.py --out "
+        "benchmarks/results`."
+    )
 
 
 def scorer_on_a_cpu(path: Path, content: Content) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ from fastreward.ops.pooled_cosine import POOLINGS, Pooling, pooled_cosine
 from fastreward.packing import PackedBatch, pack, token_budget_batches
 
 if TYPE_CHECKING:
-    from openvino import CompiledModel, InferRequest, Model, Node
+    from openvino import CompiledModel, Core, InferRequest, Model, Node
 
 INSTALL: Final = 'pip install "fastreward[openvino]"'
 
@@ -168,8 +169,7 @@ class _Compiled:
     """A compiled graph, and the requests that threads take turns with."""
 
     def __init__(self, graph: Model, options: Mapping[str, Any]) -> None:
-        core = _import_openvino().Core()
-        self._model: CompiledModel = core.compile_model(graph, "CPU", dict(options))
+        self._model: CompiledModel = _core().compile_model(graph, "CPU", dict(options))
         self._idle: list[InferRequest] = []
         self._lock = threading.Lock()
 
@@ -310,6 +310,17 @@ def _import_openvino() -> ModuleType:
     return module
 
 
+@functools.cache
+def _core() -> Core:
+    """The process's one OpenVINO core, which stays.
+
+    Its CPU plugin gives the thread that loads it a stack for signals. The plugins of several cores restore
+    each other's: once one is gone, the stack may be freed memory, and the next signal ends the process.
+    """
+    core: Core = _import_openvino().Core()
+    return core
+
+
 def _check(
     device: torch.device,
     dtype: torch.dtype,
@@ -337,7 +348,7 @@ def _check(
         raise BackendUnavailableError(
             "a CPU with VNNI for products in int8", "one without it", "Pass calibration=None."
         )
-    check_multiplies(dtype, _import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    check_multiplies(dtype, _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
 def check_multiplies(dtype: torch.dtype, able: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -419,3 +420,23 @@ def test_a_missing_openvino_is_said_with_its_remedy(tiny_folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(BackendUnavailableError, match=r'pip install "fastreward\[openvino\]"'):
         encoder_of(tiny_folder)
+
+
+def test_a_signal_after_encoders_came_and_went_is_only_a_signal():
+    code = """
+import gc, signal
+from fastreward import Scorer
+
+for dtype in ("float32", "bfloat16", "float32"):
+    try:
+        Scorer(backend="openvino", device="cpu", dtype=dtype).score(["a"], ["b"])
+    except Exception as error:  # this CPU has no bf16 products
+        print(error)
+    gc.collect()
+junk = [bytes(11_568) for _ in range(10_000)]  # where a stack that is gone would have been
+signal.signal(signal.SIGALRM, lambda number, frame: print("a signal"))
+signal.raise_signal(signal.SIGALRM)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, (run.returncode, run.stderr)
+    assert run.stdout.endswith("a signal\n")

@@ -348,6 +348,7 @@ def _check(
         raise BackendUnavailableError(
             "a CPU with VNNI for products in int8", "one without it", "Pass calibration=None."
         )
+    _import_openvino()
     check_multiplies(dtype, _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 

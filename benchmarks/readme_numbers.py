@@ -174,8 +174,8 @@ def back_ends_on_a_cpu(path: Path, content: Content) -> str:
     settings = content["settings"]
     head = (
         f"Embedding on {_cpu(content)}, all-MiniLM-L6-v2, {8 * settings['groups']} candidates of "
-        f"{settings['groups']} groups ({settings['texts']}), every peer with the batch size that suits it "
-        f"best but for the usual way, medians of {settings['rounds']} rounds in which all take turns"
+        f"{settings['groups']} groups ({settings['texts']}), each peer shown with the batch size that suits "
+        f"it best but for the usual way, medians of {settings['rounds']} rounds in which all take turns"
         f"{_source(path, content)}, by `python benchmarks/bench_cpu.py --out benchmarks/results`:"
     )
     lines = ["| way | texts/s | largest cosine error | Spearman within groups |", "|---|---|---|---|"]

@@ -89,7 +89,7 @@ def measure(encoder: str = DEFAULT_ENCODER, device: str | None = None) -> list[M
             )
             scorer.score(texts, references)  # compiles, and warms what is lazy
             scorers[backend, dtype] = scorer
-        except FastRewardError as error:
+        except (FastRewardError, RuntimeError) as error:  # the latter from a library below: a row too
             failures.append(Measurement(backend, dtype, None, None, None, str(error)))
     seconds: dict[tuple[str, str], list[float]] = {key: [] for key in scorers}
     for _ in range(TURNS):

@@ -1,6 +1,7 @@
 """A soak: thousands of calls of random shapes, after which neither memory nor a score may have moved.
 
-    python -m benchmarks.soak [--calls 10000] [--threads 4] [--device cuda] [--own-stream] [--graphs]
+    python -m benchmarks.soak [--calls 10000] [--threads 4] [--backend packed] [--device cuda] [--own-stream]
+                              [--graphs]
 
 It prints memory at ten points (resident, Python objects, on CUDA what PyTorch has allocated) and ends with 1
 if one grows in the second half by more than `GROWTH`, or a score moved by more than `ERROR`.
@@ -39,11 +40,6 @@ WORDS: Final = (
     "lower",
     "energy",
 )
-
-
-SMALL_CACHES: Final = {"LRU_CACHE_CAPACITY": "16", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16"}
-"""oneDNN keeps a program for each number of rows, 1,024 of them or a gigabyte, and their coming is no leak.
-It reads these when PyTorch is loaded."""
 
 
 class User:
@@ -128,6 +124,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=4)
     parser.add_argument("--device", default=None)
     parser.add_argument("--dtype", default=None)
+    parser.add_argument("--backend", default=None)
     parser.add_argument("--encoder", default=DEFAULT_ENCODER)
     parser.add_argument(
         "--layers", type=int, default=None, help="the encoder's first layers alone, to be quick"
@@ -135,11 +132,9 @@ def main() -> int:
     parser.add_argument("--own-stream", action="store_true")
     parser.add_argument("--graphs", action="store_true")
     options = parser.parse_args()
-    if not SMALL_CACHES.items() <= os.environ.items():
-        os.environ.update(SMALL_CACHES)
-        os.execv(sys.executable, [sys.executable, "-m", "benchmarks.soak", *sys.argv[1:]])
     scorer = Scorer(
         options.encoder,
+        backend=options.backend,
         device=options.device,
         dtype=options.dtype,
         num_layers=options.layers,

@@ -10,6 +10,7 @@ import torch
 
 from fastreward.packing import HostBatch, PackedBatch, lay_out, token_budget_batches
 from fastreward.prefetch import prefetched
+from fastreward.profiling.stages import stage
 from fastreward.progress import ScoringProgress
 from fastreward.tokenization import Tokenizer
 from fastreward.word_cache import TokenIds
@@ -29,6 +30,10 @@ of less than `MIN_BATCH_TOKENS`."""
 MIN_BATCH_TOKENS: Final = 16_384
 
 CHARS_OF_A_TOKEN: Final = 4
+"""What is supposed of the first chunk; later ones go by what a token has had in the call so far."""
+
+SPARE: Final = 1.05
+"""What a chunk is above what the next batch lacks, so that no batch has to wait for two chunks."""
 
 
 class TextBatch(NamedTuple):
@@ -77,53 +82,66 @@ class Batcher:
         While a batch is used, a thread makes the next one.
         """
         sizes = [_size(text) for text in texts]
-        chunks = _chunks(sizes, max(MIN_CHUNK_CHARS, CHARS_OF_A_TOKEN * self._batch_tokens(sum(sizes))))
-        laid = self.laid_out(texts, chunks, sum(sizes))
-        ahead = prefetched(laid) if len(chunks) > 1 else laid
+        laid = self.laid_out(texts, sizes)
+        ahead = prefetched(laid) if sum(sizes) > self._first_chunk(sum(sizes)) else laid
         with ScoringProgress(sum(sizes), self._progress) as progress, closing(ahead):
             for batch in ahead:
-                yield TextBatch(batch.texts.to(self._device), batch.rows, batch.truncated)
+                with stage("copy"):
+                    packed = batch.texts.to(self._device)
+                yield TextBatch(packed, batch.rows, batch.truncated)
                 progress.advance(sum(sizes[row] for row in batch.rows))
 
-    def laid_out(
-        self, texts: Sequence[str] | Sequence[TokenIds], chunks: Sequence[list[int]], size: int
-    ) -> Generator[_Laid]:
-        """Tokenise chunk by chunk, and yield a batch whenever there are tokens for a full one.
+    def laid_out(self, texts: Sequence[str] | Sequence[TokenIds], sizes: Sequence[int]) -> Generator[_Laid]:
+        """Tokenise a chunk of texts after the other, each of what the next batch lacks, and yield batches.
 
         Args:
             texts: N texts.
-            chunks: The rows of texts that are tokenised together.
-            size: Characters of all texts.
+            sizes: N, their characters.
         """
         room = self._tokenizer.max_content
         specials = self._tokenizer.max_length - room
+        order = sorted(range(len(texts)), key=lambda row: -sizes[row])
+        budget = self._batch_tokens(sum(sizes))
+        chunk_size, done, chars, tokens = self._first_chunk(sum(sizes)), 0, 0, 0
         rows: list[int] = []
         content: list[TokenIds] = []
-        for number, chunk in enumerate(chunks, start=1):
+        lengths: list[int] = []
+        while done < len(order):
+            chunk = _chunk(order, done, sizes, chunk_size)
+            done += len(chunk)
             rows += chunk
             content += self._content([texts[row] for row in chunk])
-            lengths = [min(len(ids), room) + specials for ids in content]
-            batches = token_budget_batches(lengths, self._batch_tokens(size))
+            lengths += [min(len(ids), room) + specials for ids in content[len(lengths) :]]
+            chars += sum(sizes[row] for row in chunk)
+            tokens += sum(lengths[-len(chunk) :])
+            batches = token_budget_batches(lengths, budget)
             # The last batch has room left, which the next chunk fills.
-            rest = batches.pop() if number < len(chunks) else []
+            rest = batches.pop() if done < len(order) else []
             for batch in batches:
                 yield self._lay_out([rows[index] for index in batch], [content[index] for index in batch])
-            rows, content = [rows[index] for index in rest], [content[index] for index in rest]
+            rows, content, lengths = ([kept[index] for index in rest] for kept in (rows, content, lengths))
+            lacking = SPARE * budget - sum(lengths)
+            chunk_size = max(MIN_CHUNK_CHARS, round(lacking * chars / max(1, tokens)))
 
     def _lay_out(self, rows: list[int], content: list[TokenIds]) -> _Laid:
         """Cut texts to the length there is, and lay them out between their special tokens."""
         room = self._tokenizer.max_content
         truncated = sum(len(ids) > room for ids in content)
         cut = [ids[:room] for ids in content] if truncated else content
-        return _Laid(
-            lay_out(cut, prefix=self._tokenizer.prefix, suffix=self._tokenizer.suffix), rows, truncated
-        )
+        with stage("copy"):
+            laid = lay_out(cut, prefix=self._tokenizer.prefix, suffix=self._tokenizer.suffix)
+        return _Laid(laid, rows, truncated)
 
     def _content(self, texts: Sequence[str | TokenIds]) -> list[TokenIds]:
         """Token ids of texts, or those that were given."""
-        if isinstance(texts[0], str):
+        if not isinstance(texts[0], str):
+            return cast(list[TokenIds], texts)
+        with stage("tokenise"):
             return self._tokenizer.content(cast(list[str], texts))
-        return cast(list[TokenIds], texts)
+
+    def _first_chunk(self, size: int) -> int:
+        """Characters of the first chunk in a call of so many."""
+        return max(MIN_CHUNK_CHARS, CHARS_OF_A_TOKEN * self._batch_tokens(size))
 
     def _batch_tokens(self, size: int) -> int:
         """Tokens of a batch in a call of so many characters."""
@@ -136,14 +154,10 @@ def _size(text: str | TokenIds) -> int:
     return 1 + (len(text) if isinstance(text, str) else CHARS_OF_A_TOKEN * len(text))
 
 
-def _chunks(sizes: Sequence[int], chunk_size: int) -> list[list[int]]:
-    """Split rows, longest text first, into chunks of `chunk_size` characters, or a little more."""
-    chunks: list[list[int]] = []
-    room = 0
-    for row in sorted(range(len(sizes)), key=lambda row: -sizes[row]):
-        if not chunks or room <= 0:
-            chunks.append([])
-            room = chunk_size
-        chunks[-1].append(row)
-        room -= sizes[row]
-    return chunks
+def _chunk(order: Sequence[int], begin: int, sizes: Sequence[int], chunk_size: int) -> list[int]:
+    """The rows of `order` from `begin` on that have `chunk_size` characters together, or a little more."""
+    end, room = begin, chunk_size
+    while end < len(order) and room > 0:
+        room -= sizes[order[end]]
+        end += 1
+    return list(order[begin:end])

@@ -2,29 +2,81 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from contextvars import copy_context
+from queue import SimpleQueue
+from typing import Final, Generic, TypeVar
+
+from fastreward.profiling.stages import stage
 
 Item = TypeVar("Item")
 
+AHEAD: Final = 2
+"""Items that are made ahead. One would do if all took the same time; two even out what differs."""
+
 
 def prefetched(items: Generator[Item]) -> Generator[Item]:
-    """Yield what a generator yields; the next one is made in a thread meanwhile.
+    """Yield what a generator yields, which a thread makes ahead, in a copy of the caller's context.
 
-    One is made ahead, never more, so that memory stays bounded. Where the generator raises, the exception
-    comes out in its turn. Who stops early closes the generator, once what it is making is made.
+    `AHEAD` are made ahead, never more, so that memory stays bounded. Where the generator raises, the
+    exception comes out in its turn. Who stops early closes the generator, once what it is making is made.
 
     Example:
         >>> list(prefetched(number * number for number in (1, 2, 3)))
         [1, 4, 9]
     """
-    end = object()
-    with ThreadPoolExecutor(1, thread_name_prefix="fastreward-prefetch") as thread:
-        ahead = thread.submit(next, items, end)
+    maker = _Maker(items)
+    try:
+        while True:
+            with stage("wait"):
+                made = maker.made.get()
+            if isinstance(made, _End):
+                if made.error is not None:
+                    raise made.error
+                return
+            maker.room.release()
+            yield made
+    finally:
+        maker.stop()
+
+
+class _End:
+    """Behind the last item."""
+
+    def __init__(self, error: BaseException | None) -> None:
+        self.error = error
+
+
+class _Maker(Generic[Item]):
+    """A thread that makes items while there is room, without being told for each, which would take time."""
+
+    def __init__(self, items: Generator[Item]) -> None:
+        self.made: SimpleQueue[Item | _End] = SimpleQueue()
+        self.room = threading.Semaphore(AHEAD)
+        self._stopped = False
+        context = copy_context()
+        self._thread = threading.Thread(target=context.run, args=(self._make, items), daemon=True)
+        self._thread.name = "fastreward-prefetch"
+        self._thread.start()
+
+    def _make(self, items: Generator[Item]) -> None:
+        error: BaseException | None = None
         try:
-            while (item := ahead.result()) is not end:
-                ahead = thread.submit(next, items, end)
-                yield item  # type: ignore[misc]  # it is not the end
-        finally:
-            thread.submit(items.close)
+            while True:
+                self.room.acquire()
+                if self._stopped:
+                    items.close()
+                    break
+                item = next(items)
+                self.made.put(item)
+        except StopIteration:
+            pass
+        except BaseException as raised:  # it is raised where the items are used
+            error = raised
+        self.made.put(_End(error))
+
+    def stop(self) -> None:
+        self._stopped = True
+        self.room.release()
+        self._thread.join()

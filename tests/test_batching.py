@@ -23,14 +23,38 @@ def in_small_chunks(monkeypatch):
     monkeypatch.setattr(batching, "MIN_BATCH_TOKENS", 1)
 
 
-@pytest.mark.parametrize("sizes", [[], [1], [1] * 1000, [2], [6, 1, 901, 4, 4, 1, 42]])
+@pytest.mark.parametrize("sizes", [[1], [1] * 1000, [2], [6, 1, 901, 4, 4, 1, 42]])
 @pytest.mark.parametrize("chunk_size", [1, 40, 10**6])
-def test_chunks_hold_every_text_once_longest_first_and_none_is_too_small(sizes, chunk_size):
-    chunks = batching._chunks(sizes, chunk_size)
-    rows = [row for chunk in chunks for row in chunk]
-    assert sorted(rows) == list(range(len(sizes)))
-    assert [sizes[row] for row in rows] == sorted(sizes, reverse=True)
+def test_chunks_hold_every_text_once_and_only_the_last_is_too_small(sizes, chunk_size):
+    order, chunks = list(range(len(sizes)))[::-1], []
+    while sum(map(len, chunks)) < len(order):
+        chunks.append(batching._chunk(order, sum(map(len, chunks)), sizes, chunk_size))
+    assert [row for chunk in chunks for row in chunk] == order
     assert all(sum(sizes[row] for row in chunk) >= chunk_size for chunk in chunks[:-1])
+    assert all(sum(sizes[row] for row in chunk[:-1]) < chunk_size for chunk in chunks)
+
+
+@pytest.mark.parametrize("word", ["heart ", "x ", "electroencephalography "])
+def test_after_the_first_batch_none_waits_for_two_chunks_nor_comes_out_of_one_with_another(
+    tokenizer, monkeypatch, word
+):
+    """Whatever a token has in characters: then a batch is tokenised in the time in which one is computed."""
+    monkeypatch.setattr(batching, "MIN_CHUNK_CHARS", 40)
+    monkeypatch.setattr(batching, "MIN_BATCH_TOKENS", 1)
+    chunks = []
+    content = Tokenizer.content
+    monkeypatch.setattr(Tokenizer, "content", lambda self, texts: chunks.append(1) or content(self, texts))
+    texts = [word * (3 + number % 5) for number in range(2000)]
+    so_far = []
+    for batch in Batcher(tokenizer, CPU, 200, progress=False).laid_out(texts, [len(text) for text in texts]):
+        assert len(batch.texts.input_ids) <= 200
+        so_far.append(len(chunks))
+    assert so_far[0] <= 3
+    assert len(so_far) > 20
+    steps = [after - before for before, after in itertools.pairwise(so_far[:-1])]
+    # A twentieth is spare, so that now and then a chunk gives two.
+    assert max(steps) == 1
+    assert steps.count(1) >= 0.9 * len(steps)
 
 
 @pytest.mark.usefixtures("in_small_chunks")

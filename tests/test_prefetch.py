@@ -1,3 +1,4 @@
+import contextvars
 import threading
 import time
 
@@ -11,8 +12,8 @@ def test_items_come_in_their_order(count):
     assert list(prefetched(-n for n in range(count))) == [-n for n in range(count)]
 
 
-def test_the_next_one_is_made_while_this_one_is_used():
-    started = [threading.Event() for _ in range(4)]
+def test_two_are_made_while_one_is_used_and_no_more():
+    started = [threading.Event() for _ in range(6)]
 
     def make():
         for number, event in enumerate(started):
@@ -20,11 +21,16 @@ def test_the_next_one_is_made_while_this_one_is_used():
             yield number
 
     for number in prefetched(make()):
-        if number < 3:
-            assert started[number + 1].wait(timeout=10)
-        if number < 2:  # and no other one
-            time.sleep(0.01)
-            assert not started[number + 2].is_set()
+        for ahead in started[number + 1 : number + 3]:
+            assert ahead.wait(timeout=10)
+        time.sleep(0.01)
+        assert not any(event.is_set() for event in started[number + 3 :])
+
+
+def test_the_thread_works_in_the_callers_context():
+    variable = contextvars.ContextVar("variable", default="elsewhere")
+    variable.set("here")
+    assert list(prefetched(variable.get() for _ in range(2))) == ["here", "here"]
 
 
 def test_an_exception_comes_out_in_its_turn_and_ends_the_work():

@@ -24,6 +24,12 @@ Activation = Literal["none", "gelu", "geglu"]
 # The row count that oneDNN is told when it packs a weight: a typical batch. Other counts are as right.
 PACKED_FOR_ROWS = 2048
 
+# oneDNN builds a program for each number of rows and keeps 1,024 of them, which comes to 2 MB a forward. So
+# that there are few, rows are rounded up: to a multiple of 16 where there are at most 256, and of 64 elsewhere.
+FEW_ROWS: Final = 256
+FEW_ROWS_MULTIPLE: Final = 16
+ROWS_MULTIPLE: Final = 64
+
 # Widths that the Triton kernel reads and writes 16 bytes at a time.
 TRITON_MULTIPLE: Final = 16
 
@@ -35,6 +41,16 @@ def onednn_available(dtype: torch.dtype) -> bool:
     if dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return dtype == torch.float32
+
+
+def padded_rows(rows: int) -> int:
+    """How many rows oneDNN is given for so many.
+
+    Example:
+        >>> [padded_rows(rows) for rows in (0, 1, 32, 250, 257, 2048)]
+        [0, 16, 32, 256, 320, 2048]
+    """
+    return rows + -rows % (FEW_ROWS_MULTIPLE if rows <= FEW_ROWS else ROWS_MULTIPLE)
 
 
 class Linear:
@@ -92,7 +108,7 @@ class Linear:
         """Return x Wᵀ + b: [T, in] → [T, out]. The last axis of x is contiguous, here and below."""
         self._check(x)
         if self._packed:
-            return _tensor(torch.ops.mkldnn._linear_pointwise(x, self._weight, self.bias, "none", [], ""))
+            return self._onednn(x, "none", "")
         if self._requested == "triton":
             return self._launch(x, "none")
         return F.linear(x, self._weight, self.bias)
@@ -101,7 +117,7 @@ class Linear:
         """Return GELU(x Wᵀ + b), by erf and not by its tanh approximation (arXiv 1606.08415): [T, out]."""
         self._check(x)
         if self._packed:
-            return _tensor(torch.ops.mkldnn._linear_pointwise(x, self._weight, self.bias, "gelu", [], "none"))
+            return self._onednn(x, "gelu", "none")
         if self._fused(self.out_features):
             return self._launch(x, "gelu")
         return activations.gelu(self(x), backend=self._requested)
@@ -118,6 +134,13 @@ class Linear:
         if self._fused(self.out_features // 2):
             return self._launch(x, "geglu")
         return activations.geglu(self(x), backend=self._requested)
+
+    def _onednn(self, x: Tensor, activation: str, algorithm: str) -> Tensor:
+        rows = x.shape[0]
+        if missing := padded_rows(rows) - rows:
+            x = F.pad(x, (0, 0, 0, missing))
+        y = torch.ops.mkldnn._linear_pointwise(x, self._weight, self.bias, activation, [], algorithm)
+        return _tensor(y)[:rows]
 
     def _fused(self, columns: int) -> bool:
         """Whether a Triton product with these columns has the activation as its epilogue."""

@@ -21,6 +21,7 @@ from fastreward.ops.linear import (
     linear_flops,
     linear_reference,
     onednn_available,
+    padded_rows,
 )
 
 # Largest relative error of one rounding.
@@ -340,3 +341,25 @@ def test_bad_input_is_named_with_what_was_expected(name):
 def test_an_unknown_back_end_is_refused():
     with pytest.raises(InputError, match="triton, torch"):
         Linear(torch.ones(3, 4), None, backend="onednn")
+
+
+def test_onednn_meets_few_numbers_of_rows_and_never_many_more_rows_than_there_are():
+    rows = range(1, 4097)
+    assert len({padded_rows(count) for count in rows}) <= 80  # of 1,024 programs that it keeps
+    assert all(count <= padded_rows(count) < count + 64 for count in rows)
+    assert all(padded_rows(count) < count + 16 for count in range(1, 257))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_that_are_added_leave_nothing_in_the_result(dtype):
+    torch.manual_seed(0)
+    layer = Linear(torch.randn(24, 16).to(dtype), torch.randn(24).to(dtype))
+    x = torch.randn(40, 16).to(dtype)
+    whole = layer.gelu(x)
+    for rows in (1, 15, 16, 17, 39):
+        part = layer.gelu(x[:rows])
+        assert part.shape == (rows, 24)
+        assert part.is_contiguous()
+        torch.testing.assert_close(
+            part, whole[:rows], atol=2e-6 if dtype == torch.float32 else 1e-2, rtol=1e-2
+        )

@@ -10,12 +10,12 @@ import functools
 import importlib.metadata
 import importlib.util
 import os
-import warnings
 from dataclasses import dataclass
 from typing import Final
 
 import torch
 
+from fastreward.caller import warn_caller
 from fastreward.errors import BackendUnavailableError, InputError
 
 ENCODER_BACKENDS: Final = ("packed", "openvino", "onnx")
@@ -178,6 +178,10 @@ def resolve_op(op: str, device: torch.device, requested: str | None) -> str:
     Raises:
         InputError: If `requested` is no back-end of an op.
         BackendUnavailableError: If it cannot run on `device`.
+
+    Example:
+        >>> resolve_op("maxsim", torch.device("cpu"), None)
+        'torch'
     """
     if requested is None:
         return "triton" if device.type == "cuda" and _triton_availability().usable else "torch"
@@ -218,6 +222,11 @@ def resolve_encoder(
     Raises:
         InputError: If `requested` is not among `ENCODER_BACKENDS`, or lacks an option.
         BackendUnavailableError: If it cannot run here.
+
+    Example:
+        >>> cpu = torch.device("cpu")
+        >>> resolve_encoder("packed", cpu), resolve_encoder(None, cpu, packed_because="num_layers=3")
+        ('packed', 'packed')
     """
     if requested is None:
         if device.type == "cuda" or packed_because is not None:
@@ -261,6 +270,10 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     Raises:
         InputError: If it is neither a CPU nor a CUDA device.
         BackendUnavailableError: If it is a CUDA device that this process does not have.
+
+    Example:
+        >>> resolve_device("cpu")
+        device(type='cpu')
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -290,10 +303,9 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
 def _say_if_gpus_are_hidden() -> None:
     """Say where scores are computed if all GPUs are hidden from this process, as trainers do with workers."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        warnings.warn(
+        warn_caller(
             "Scores are computed on the CPU: CUDA_VISIBLE_DEVICES hides every GPU from this process. Pass "
-            "device='cpu' if that is what you want, or score in a process that sees a GPU.",
-            stacklevel=2,
+            "device='cpu' if that is what you want, or score in a process that sees a GPU."
         )
 
 
@@ -325,6 +337,10 @@ def resolve_dtype(
 
     Raises:
         InputError: If it is none of `DTYPES`, or one that the back-end does not have on that device.
+
+    Example:
+        >>> resolve_dtype("bfloat16", torch.device("cpu")), resolve_dtype(None, torch.device("cpu"), "onnx")
+        (torch.bfloat16, torch.float32)
     """
     known = (CUDA_DTYPES if device.type == "cuda" else CPU_DTYPES)[backend]
     if dtype is None:

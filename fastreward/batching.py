@@ -119,7 +119,8 @@ class Batcher:
             rest = batches.pop() if done < len(order) else []
             for batch in batches:
                 yield self._lay_out([rows[index] for index in batch], [content[index] for index in batch])
-            rows, content, lengths = ([kept[index] for index in rest] for kept in (rows, content, lengths))
+            rows, content = [rows[index] for index in rest], [content[index] for index in rest]
+            lengths = [lengths[index] for index in rest]
             lacking = SPARE * budget - sum(lengths)
             chunk_size = max(MIN_CHUNK_CHARS, round(lacking * chars / max(1, tokens)))
 

@@ -54,7 +54,8 @@ def checked_texts(texts: Iterable[object], name: str, vocab_size: int) -> list[T
 def checked_references(references: Iterable[object], count: int, vocab_size: int) -> list[list[Text]]:
     """Check the references and bring each to the form of a list of choices.
 
-    A list of integers is one reference, and so is an array or a tensor; a list of anything else is several.
+    A list of integers is one reference, and so is an array of integers or a tensor; a list of anything else
+    is several, and so is an array of strings.
     """
     _require_list(references, "a list of references")
     entries = list(references)
@@ -70,6 +71,8 @@ def checked_references(references: Iterable[object], count: int, vocab_size: int
     sizes = []
     for index, entry in enumerate(entries):
         where = f"references[{index}]"
+        if isinstance(entry, np.ndarray) and entry.dtype.kind in "UTO":
+            entry = entry.tolist()  # of an array without axes it is the string itself
         if isinstance(entry, list | tuple) and not _is_ids(entry):
             choices = {f"{where}[{i}]": choice for i, choice in enumerate(entry)}
             if not choices:

@@ -5,7 +5,8 @@ keeps a running maximum, a running sum and the weighted values in fp32 (the onli
 2205.14135). Scores are never in memory. A tile's heads stand side by side, for they read the same rows, and
 the tiles in the order of the texts: where the longest come first, the longest work begins first.
 
-What a row sees is one range of keys: its text, cut by the window. The tiles are cut on the host, each from
+What a row sees is one range of keys: its text, cut by the window. The tiles are cut on the host (by
+`fastreward.ops.attention_tiles`), each from
 
 - one text, from the text's own first token on. All its rows see all keys of the text, and only those behind
   its end are masked; under a window each row has its own range;
@@ -23,7 +24,6 @@ one row, and products are sums without tensor cores.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -35,11 +35,7 @@ from fastreward.kernels.launch import Launch, Target, run_all, target
 
 SHORT_ROWS: Final = 64
 LONG_ROWS: Final = 128
-
-LONG_TEXT: Final = 384
-"""Length of the text that a token stands in, on average, from which tiles have 128 rows and none is shared.
-They read keys and values from the L2 cache half as often, but compute for each text 32 more rows that are
-thrown away, on average: a twelfth of the work at this length."""
+"""Rows of a tile at most, where texts are short and where they are long."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +43,7 @@ class AttentionTables:
     """How a batch is cut: the rows of each program and the texts that they belong to.
 
     Attributes:
-        block_m: Rows of a tile at most.
+        block_m: Rows of a tile at most: `SHORT_ROWS` or `LONG_ROWS`.
         shared: Whether several texts may share a tile.
         tiles: [P, 4], int32: a tile's rows are first … last - 1, and their keys those of the texts
             text_first … text_last - 1. A tile without rows (first ≥ last) does nothing. P is at most
@@ -59,48 +55,6 @@ class AttentionTables:
     shared: bool
     tiles: torch.Tensor
     offsets: torch.Tensor
-
-
-def attention_tables(
-    lengths: Sequence[int], *, batch_invariant: bool, filler: Sequence[int] = ()
-) -> AttentionTables:
-    """Cut a batch on the host, and behind it texts of `filler` tokens, which have no say in how.
-
-    With `batch_invariant` tiles have a fixed size and no tile holds two texts.
-    """
-    long = sum(length * length for length in lengths) >= LONG_TEXT * max(1, sum(lengths))
-    block_m = LONG_ROWS if long and not batch_invariant else SHORT_ROWS
-    shared = not long and not batch_invariant
-    lengths = (*lengths, *filler)
-    offsets = torch.tensor([0, *lengths], device="cpu").cumsum(0).int()
-    return AttentionTables(block_m, shared, cut_tiles(lengths, offsets, block_m, shared=shared), offsets)
-
-
-def cut_tiles(lengths: Sequence[int], offsets: torch.Tensor, block_m: int, *, shared: bool) -> torch.Tensor:
-    """Cut texts that lie one after another into tiles [P, 4], int32, as `AttentionTables` has them.
-
-    A text longer than `block_m` is cut from its own first token and shares none of its tiles. Neighbours that
-    fit into one tile share it if `shared` is set.
-
-    Example:
-        >>> cut_tiles([70, 30, 30, 30], torch.tensor([0, 70, 100, 130, 160]), 64, shared=True).tolist()
-        [[0, 64, 0, 1], [64, 70, 0, 1], [70, 130, 1, 3], [130, 160, 3, 4]]
-    """
-    firsts: list[int] = []  # the first text of each group of texts that share tiles
-    room = -1  # rows left in the group's tile; a long text leaves none, not even for an empty one
-    for text, length in enumerate(lengths):
-        if not shared or length > room:
-            firsts.append(text)
-            room = block_m if length <= block_m else length - 1
-        room -= length
-    texts = torch.tensor([*firsts, len(lengths)], dtype=torch.int64, device="cpu")
-    starts, ends = offsets[texts[:-1]], offsets[texts[1:]]
-    tiles = (ends - starts + block_m - 1) // block_m  # tiles of each group
-    group = torch.repeat_interleave(tiles)  # [P]
-    done = torch.arange(len(group), device="cpu") - (tiles.cumsum(0) - tiles)[group]
-    first = starts[group] + done * block_m
-    last = torch.minimum(first + block_m, ends[group])
-    return torch.stack([first, last, texts[group], texts[group + 1]], dim=1).int()
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@ import importlib.util
 import pytest
 import torch
 
+from fastreward import backends
 from fastreward.backends import (
     CPU_ORDER,
     DTYPES,
@@ -17,6 +18,7 @@ from fastreward.backends import (
     triton_interpreted,
 )
 from fastreward.errors import BackendUnavailableError, InputError
+from fastreward.scorer import Scorer
 
 CPU = torch.device("cpu")
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
@@ -187,3 +189,14 @@ def test_a_precision_that_a_back_end_lacks_on_a_cpu_is_refused_with_those_it_has
     expected = rf"a dtype among {known} with the back-end {backend} on a CPU, got {str(asked)[-4:]}"
     with pytest.raises(InputError, match=expected.replace("got ", "got .*")):
         resolve_dtype(asked, CPU, backend)
+
+
+@without_cuda
+def test_that_gpus_are_hidden_is_said_once_at_the_callers_own_line(tiny_folder, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    backends._say_if_gpus_are_hidden.cache_clear()
+    with pytest.warns(UserWarning, match="CUDA_VISIBLE_DEVICES hides every GPU") as caught:
+        Scorer(tiny_folder, backend="packed", dtype="float32").embed(["the heart"])
+    assert [warning.filename for warning in caught] == [__file__]
+    resolve_device(None)  # a second time would be an error here
+    assert len(caught) == 1

@@ -499,7 +499,7 @@ def test_an_export_never_goes_over_a_folder_that_holds_something(tiny_folder: Pa
 
 def test_a_calibration_makes_an_encoder_of_8_bits(tiny_folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
-    from fastreward.encoders.onnx_session import int8_runs_here
+    from fastreward.encoders.cpus import int8_runs_here
 
     if not int8_runs_here():
         pytest.skip("this CPU has no int8 products")

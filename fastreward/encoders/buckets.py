@@ -10,13 +10,13 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastreward.ops.attention_tiles import cut, way_of_cutting
 from fastreward.packing import PackedBatch
 
 PLACEHOLDER_TOKENS: Final = 64
@@ -117,7 +117,7 @@ def fill_up(
     bucket = Bucket(num_tokens, num_texts, every_token, block_m=0, shared=False)
     tiles = np.empty((0, 4), dtype=np.int32)
     if tiled:
-        block_m, shared = _way_of_cutting(batch, batch_invariant=batch_invariant)
+        block_m, shared = way_of_cutting(batch.lengths, batch_invariant=batch_invariant)
         bucket = bucket._replace(block_m=block_m, shared=shared)
         tiles = cut(offsets, block_m, shared=shared)
         assert len(tiles) <= bucket.num_tiles
@@ -125,57 +125,6 @@ def fill_up(
     numbers[: num_texts + 1] = offsets
     numbers[bucket.first_tile :][: tiles.size] = tiles.ravel()
     return FilledBatch(bucket, lengths, numbers)
-
-
-def cut(offsets: NDArray[np.int32], block_m: int, *, shared: bool) -> NDArray[np.int32]:
-    """Cut texts into the attention's tiles, as `fastreward.kernels.attention.cut_tiles` does, with less work.
-
-    That one goes over all texts, of which most may be filler without tokens. This one goes from group to
-    group, and only where texts may share tiles; else each text is a group.
-
-    Args:
-        offsets: [N + 1], the texts' starts, from 0 to T.
-        block_m: Rows of a tile at most.
-        shared: Whether neighbours that fit into one tile share it.
-
-    Returns:
-        [P, 4], int32: first row, row behind the last, first text and text behind the last.
-
-    Example:
-        >>> cut(np.array([0, 70, 100, 130, 160], dtype=np.int32), 64, shared=True).tolist()
-        [[0, 64, 0, 1], [64, 70, 0, 1], [70, 130, 1, 3], [130, 160, 3, 4]]
-    """
-    bounds = _groups(offsets.tolist(), block_m) if shared else np.arange(len(offsets), dtype=np.int32)
-    rows = offsets[bounds]
-    tiles = -(-np.diff(rows) // block_m)  # of each group
-    group = np.repeat(np.arange(len(tiles)), tiles)  # [P]
-    done = np.arange(len(group), dtype=np.int32) - (np.cumsum(tiles) - tiles)[group]
-    table = np.empty((len(group), 4), dtype=np.int32)
-    table[:, 0] = rows[group] + done * block_m
-    table[:, 1] = np.minimum(table[:, 0] + block_m, rows[group + 1])
-    table[:, 2] = bounds[group]
-    table[:, 3] = bounds[group + 1]
-    return table
-
-
-def _groups(offsets: list[int], block_m: int) -> NDArray[np.int32]:
-    """Put neighbours together as far as a tile reaches: the groups' first texts, and N at the end."""
-    text, bounds = 0, [0]
-    while text < len(offsets) - 1:
-        reached = bisect_right(offsets, offsets[text] + block_m, text) - 1  # where a tile's rows end at most
-        text = reached if reached > text else text + 1  # a longer text is a group of its own
-        bounds.append(text)
-    return np.array(bounds, dtype=np.int32)
-
-
-def _way_of_cutting(batch: PackedBatch, *, batch_invariant: bool) -> tuple[int, bool]:
-    """Decide `block_m` and `shared` as `fastreward.kernels.attention.attention_tables` does."""
-    from fastreward.kernels.attention import LONG_ROWS, LONG_TEXT, SHORT_ROWS
-
-    lengths = np.array(batch.lengths, dtype=np.int64)
-    long = int(lengths @ lengths) >= LONG_TEXT * max(1, batch.num_tokens)
-    block_m = LONG_ROWS if long and not batch_invariant else SHORT_ROWS
-    return block_m, not long and not batch_invariant
 
 
 def token_bucket(num_tokens: int) -> int:

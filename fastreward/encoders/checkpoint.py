@@ -59,6 +59,10 @@ class Checkpoint:
         default_prompt: The prompt to use where the caller names none; often "".
         pools_prompt: Whether the prompt's tokens are pooled too.
         lowercase: Whether texts are lower-cased before tokenising.
+
+    Example:
+        >>> load_checkpoint("sentence-transformers/all-MiniLM-L6-v2").tokenizer_file.name
+        'tokenizer.json'
     """
 
     name: str
@@ -90,6 +94,11 @@ def load_checkpoint(name: str | Path, *, revision: str | None = None) -> Checkpo
         CheckpointError: If files are missing or damaged, or the hub cannot be reached.
         UnsupportedArchitectureError: If the architecture, a sentence-transformers module or a pooling mode
             is not supported.
+
+    Example:
+        >>> minilm = load_checkpoint("sentence-transformers/all-MiniLM-L6-v2")
+        >>> minilm.pooling, minilm.max_seq_length, minilm.architecture.hidden_size
+        ('mean', 256, 384)
     """
     root = _locate(str(name), revision)
     parts = _modules(root)
@@ -123,6 +132,11 @@ def load_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
     Raises:
         CheckpointError: If there are none, a file is truncated, or a value is NaN or infinite.
+
+    Example:
+        >>> weights = load_weights(load_checkpoint("sentence-transformers/all-MiniLM-L6-v2"))
+        >>> weights["embeddings.word_embeddings.weight"].shape
+        torch.Size([30522, 384])
     """
     weights: dict[str, Tensor] = {}
     for path in _weight_files(checkpoint):
@@ -145,7 +159,12 @@ def load_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 
 def is_packaged(name: str) -> bool:
-    """Whether `name` comes from an installed package, without the hub."""
+    """Whether `name` comes from an installed package, without the hub.
+
+    Example:
+        >>> is_packaged("BAAI/bge-base-en-v1.5")
+        False
+    """
     return name in PACKAGED and importlib.util.find_spec(PACKAGED[name][0]) is not None
 
 

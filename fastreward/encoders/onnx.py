@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from fastreward.encoders.checkpoint import Checkpoint, load_checkpoint
+from fastreward.encoders.cpus import resolve_threads
 from fastreward.encoders.numerics import own_numerics
 from fastreward.encoders.onnx_manifest import MODEL, check_files, read_manifest
 from fastreward.encoders.onnx_nodes import DTYPES
 from fastreward.encoders.onnx_session import (
     check_int8,
     open_session,
-    resolve_threads,
     run_bound,
 )
 from fastreward.errors import BackendUnavailableError, InputError

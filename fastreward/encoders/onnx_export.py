@@ -19,6 +19,7 @@ import fastreward.encoders.onnx_manifest as manifests
 from fastreward.backends import dtype_name
 from fastreward.encoders.architecture import Architecture
 from fastreward.encoders.checkpoint import Checkpoint
+from fastreward.encoders.cpus import resolve_threads
 from fastreward.encoders.onnx import OnnxEncoder, pad, padded_groups
 from fastreward.encoders.onnx_files import is_there, part_of, place
 from fastreward.encoders.onnx_graph import build_graph
@@ -30,7 +31,6 @@ from fastreward.encoders.onnx_session import (
     check_int8,
     import_onnxruntime,
     open_session,
-    resolve_threads,
     run_bound,
 )
 from fastreward.encoders.packed import PackedEncoder

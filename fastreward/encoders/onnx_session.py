@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
-import math
-import os
 import platform
 import re
 from collections.abc import Mapping, Sequence
@@ -18,6 +16,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from fastreward.encoders.cpus import int8_runs_here
 from fastreward.errors import BackendUnavailableError, CheckpointError, InputError
 
 PROVIDERS: Final = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -29,6 +28,19 @@ INSTALL: Final = {
 }
 
 SEVERITY: Final = 3  # errors: what ONNX Runtime warns of, we check ourselves
+
+ON_CPU_BY_DESIGN: Final = frozenset({"Shape", "Size", "Squeeze", "Range"})
+"""Operators that may stay on the CPU where CUDA computes: the arithmetic of shapes, a few whole numbers.
+
+ONNX Runtime puts what works on another operator's shape there, for a GPU's kernels want shapes on the host.
+Its own switch against the CPU, `session.disable_cpu_ep_fallback`, refuses that too and so every model that
+reads the length of its texts. Instead it is asked where it has put each operator."""
+
+RECORD: Final = "session.record_ep_graph_assignment_info"  # has it note down where operators run
+OUT_OF_MEMORY: Final = re.compile(
+    r"failed to allocate|bad.alloc|out of memory|smaller than requested bytes", re.IGNORECASE
+)
+"""What ONNX Runtime says, in messages of no class of their own, where an allocation fails."""
 
 # As ONNX numbers them, for memory that is bound without a NumPy array around it.
 ELEMENT_TYPES: Final = {torch.float32: 1, torch.int32: 6, torch.float16: 10, torch.bfloat16: 16}
@@ -72,12 +84,6 @@ def open_session(
     available = runtime.get_available_providers()
     if provider not in available:
         raise _unavailable(device, f"a build with {', '.join(available)}")
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = SEVERITY
-    # A pattern would be kept for every shape, and texts come in thousands of them.
-    options.enable_mem_pattern = False
     settings = {}
     if device.type == "cuda":
         settings = {
@@ -88,7 +94,9 @@ def open_session(
         }
     errors = runtime.capi.onnxruntime_pybind11_state
     try:
-        session = runtime.InferenceSession(str(path), options, providers=[(provider, settings)])
+        session = runtime.InferenceSession(
+            str(path), session_options(device, threads), providers=[(provider, settings)]
+        )
     except (errors.InvalidProtobuf, errors.InvalidGraph, errors.NoSuchFile, errors.InvalidArgument) as error:
         raise CheckpointError(
             "a model that ONNX Runtime can load", f"{path}: {_first_line(error)}", "Export the encoder again."
@@ -102,7 +110,55 @@ def open_session(
     # Where a provider cannot start, ONNX Runtime warns and computes on the CPU.
     if session.get_providers()[0] != provider:
         raise _unavailable(device, f"{', '.join(session.get_providers())} after loading the model")
+    if device.type != "cpu":
+        check_placement(session, device)
     return session
+
+
+def session_options(device: torch.device, threads: int) -> Any:
+    """Choose the `onnxruntime.SessionOptions` for a device.
+
+    Args:
+        device: CPU or CUDA.
+        threads: Threads that one run computes with on a CPU.
+    """
+    options = import_onnxruntime(device.type).SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = SEVERITY
+    # A pattern would be kept for every shape, and texts come in thousands of them.
+    options.enable_mem_pattern = False
+    if device.type != "cpu":
+        options.add_session_config_entry(RECORD, "1")
+    return options
+
+
+def check_placement(session: Any, device: torch.device) -> None:
+    """Refuse a session that computes elsewhere than on the device, but for the arithmetic of shapes.
+
+    Where a provider has no kernel for an operator, ONNX Runtime has the CPU compute it and says nothing.
+
+    Args:
+        session: Loaded with the options of `session_options` for a GPU.
+        device: Where it should compute.
+
+    Raises:
+        BackendUnavailableError: If an operator other than those of `ON_CPU_BY_DESIGN` is elsewhere.
+    """
+    elsewhere = {
+        node.op_type: part.ep_name
+        for part in session.get_provider_graph_assignment_info()
+        if part.ep_name != PROVIDERS[device.type]
+        for node in part.get_nodes()
+        if node.op_type not in ON_CPU_BY_DESIGN
+    }
+    if elsewhere:
+        found = ", ".join(f"{kind} on {provider}" for kind, provider in sorted(elsewhere.items()))
+        raise BackendUnavailableError(
+            f"ONNX Runtime with all of this model's operators on {device}",
+            found,
+            'Export it in fp32 or fp16, update onnxruntime-gpu, or pass backend="packed".',
+        )
 
 
 def _unavailable(device: torch.device, received: str) -> BackendUnavailableError:
@@ -130,83 +186,52 @@ def run_bound(
         outputs: The same; they are overwritten.
         graph_id: Record the run as a CUDA graph under this number, or replay the one that was. Only for
             sessions with `enable_cuda_graph`, and with the same tensors every time.
+
+    Raises:
+        torch.OutOfMemoryError: If memory runs out, the host's or the device's.
+        InputError: If an input is not what the model takes: an id beyond its vocabulary.
+        BackendUnavailableError: If it fails otherwise.
     """
-    binding = session.io_binding()
-    for bind, tensors in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
-        for name, tensor in tensors.items():
-            assert tensor.is_contiguous()
-            where = (tensor.device.type, tensor.device.index or 0)
-            bind(name, *where, ELEMENT_TYPES[tensor.dtype], list(tensor.shape), tensor.data_ptr())
     options = import_onnxruntime().RunOptions()
     options.log_severity_level = SEVERITY
     if graph_id is not None:
         options.add_run_config_entry("gpu_graph_id", str(graph_id))
-    session.run_with_iobinding(binding, options)
-
-
-def resolve_threads(requested: int | None) -> int:
-    """Choose how many threads compute on the CPU.
-
-    Args:
-        requested: A number of threads; None for as many as PyTorch uses (OMP_NUM_THREADS), but not more than
-            this process may use cores, by its affinity and by its control group's quota.
-
-    Raises:
-        InputError: If it is less than 1.
-    """
-    if requested is None:
-        cores = min(len(os.sched_getaffinity(0)), torch.get_num_threads())
-        quota = cgroup_cores(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"))
-        return cores if quota is None else max(1, min(cores, math.ceil(quota)))
-    if isinstance(requested, bool) or not isinstance(requested, int) or requested < 1:
-        raise InputError("threads of 1 or more", repr(requested), "Pass a whole number, or None.")
-    return requested
-
-
-def cgroup_cores(root: Path, membership: Path) -> float | None:
-    """Read how many cores the control groups of this process let it use; None where nothing limits it.
-
-    Args:
-        root: Where control groups are mounted, of version 2 or 1.
-        membership: The file that names the process's own, as /proc/self/cgroup does.
-    """
-    quotas: list[float] = []
     try:
-        lines = membership.read_text().splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers not in ("", "cpu", "cpu,cpuacct", "cpuacct,cpu"):
-            continue
-        mount = root / controllers
-        group = mount / path.lstrip("/")
-        # A group is limited by those above it too. In a container its own path may not be there at all.
-        for folder in (group, *group.parents):
-            if folder == mount or mount in folder.parents:
-                quotas += _quota(folder)
-    return min(quotas, default=None)
+        binding = session.io_binding()
+        for bind, tensors in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
+            for name, tensor in tensors.items():
+                assert tensor.is_contiguous()
+                where = (tensor.device.type, tensor.device.index or 0)
+                bind(name, *where, ELEMENT_TYPES[tensor.dtype], list(tensor.shape), tensor.data_ptr())
+        session.run_with_iobinding(binding, options)
+    except _errors_of_a_run() as error:
+        raise _failed_run(session, error) from error
 
 
-def _quota(folder: Path) -> list[float]:
-    """The quota of one control group in cores, or nothing."""
-    with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
-        quota, period = (folder / "cpu.max").read_text().split()
-        return [int(quota) / int(period)]
-    with contextlib.suppress(OSError, ValueError):
-        quota = (folder / "cpu.cfs_quota_us").read_text()
-        period = (folder / "cpu.cfs_period_us").read_text()
-        return [int(quota) / int(period)] if int(quota) > 0 else []
-    return []
+@functools.cache
+def _errors_of_a_run() -> tuple[type[Exception], ...]:
+    """ONNX Runtime's own exceptions, which have no class in common, and Python's, which it raises too."""
+    errors = vars(import_onnxruntime().capi.onnxruntime_pybind11_state).values()
+    own = [error for error in errors if isinstance(error, type) and issubclass(error, Exception)]
+    return RuntimeError, *own
 
 
-def int8_runs_here() -> bool:
-    """Whether this CPU multiplies 8-bit integers without loss.
-
-    On x86 that is one with VNNI, which sums in 32 bits. The older instruction adds two products of up to
-    255 · 127 in 16 bits, which clips at 32,767.
-    """
-    return platform.machine() not in ("x86_64", "AMD64") or bool(torch.cpu._is_vnni_supported())
+def _failed_run(session: Any, error: Exception) -> Exception:
+    """What a run that failed is to its caller: too large, of wrong input, or beyond this ONNX Runtime."""
+    reason = _first_line(error)
+    if OUT_OF_MEMORY.search(str(error)):
+        return torch.OutOfMemoryError(f"ONNX Runtime: {reason}")  # the scorer goes on with smaller batches
+    if "out of data bounds" in reason:
+        return InputError(
+            "token ids and lengths that the export takes",
+            reason,
+            "Pass ids of its own tokenizer, in texts no longer than the encoder reads.",
+        )
+    return BackendUnavailableError(
+        f"a run of ONNX Runtime {import_onnxruntime().__version__} ({session.get_providers()[0]})",
+        reason,
+        'Export the encoder again with this version, or pass backend="packed".',
+    )
 
 
 def check_int8() -> None:

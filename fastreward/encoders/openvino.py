@@ -18,8 +18,8 @@ from torch import Tensor
 from fastreward.backends import dtype_name
 from fastreward.batching import MAX_BATCH_TOKENS
 from fastreward.encoders.checkpoint import Checkpoint
+from fastreward.encoders.cpus import int8_runs_here, resolve_threads
 from fastreward.encoders.numerics import own_numerics
-from fastreward.encoders.onnx_session import int8_runs_here, resolve_threads
 from fastreward.encoders.openvino_graph import (
     Product,
     Weights,

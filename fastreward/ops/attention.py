@@ -24,6 +24,7 @@ from fastreward.ops.attention_backends import (
     sdpa_first_token,
     varlen_attention,
 )
+from fastreward.ops.attention_tiles import attention_tables
 from fastreward.ops.checks import FLOAT_DTYPES, check_lengths, check_offsets, describe, require
 from fastreward.packing import upload
 
@@ -112,8 +113,6 @@ def attention_layout(
         check_lengths(lengths, cu_seqlens)
     tables = None
     if backend == "triton":
-        from fastreward.kernels.attention import attention_tables
-
         cut = attention_tables(lengths, batch_invariant=batch_invariant)
         (tiles,) = upload([cut.tiles.flatten().numpy()], cu_seqlens.device)
         tables = replace(cut, tiles=tiles.view(-1, 4), offsets=cu_seqlens)

@@ -25,7 +25,7 @@ Activation = Literal["none", "gelu", "geglu"]
 PACKED_FOR_ROWS = 2048
 
 # oneDNN builds a program for each number of rows and keeps 1,024 of them, which comes to 2 MB a forward. So
-# that there are few, rows are rounded up: to a multiple of 16 where there are at most 256, and of 64 elsewhere.
+# that there are few, rows are rounded up, to a multiple of 16 where there are at most 256, else of 64.
 FEW_ROWS: Final = 256
 FEW_ROWS_MULTIPLE: Final = 16
 ROWS_MULTIPLE: Final = 64
@@ -35,7 +35,12 @@ TRITON_MULTIPLE: Final = 16
 
 
 def onednn_available(dtype: torch.dtype) -> bool:
-    """Whether oneDNN's prepacked linear layer can be had here: in fp32, and in bf16 where the CPU has it."""
+    """Whether oneDNN's prepacked linear layer can be had here: in fp32, and in bf16 where the CPU has it.
+
+    Example:
+        >>> onednn_available(torch.float64)
+        False
+    """
     if not (torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
         return False
     if dtype == torch.bfloat16:
@@ -92,7 +97,12 @@ class Linear:
 
     @property
     def weight(self) -> Tensor:
-        """W, [out, in]. Where oneDNN has packed it, it is unpacked into new memory."""
+        """W, [out, in]. Where oneDNN has packed it, it is unpacked into new memory.
+
+        Example:
+            >>> Linear(torch.tensor([[1.0, 2.0]])).weight
+            tensor([[1., 2.]])
+        """
         return self._weight.to_dense() if self._packed else self._weight
 
     def _prepare(self, weight: Tensor) -> None:
@@ -114,7 +124,13 @@ class Linear:
         return F.linear(x, self._weight, self.bias)
 
     def gelu(self, x: Tensor) -> Tensor:
-        """Return GELU(x Wᵀ + b), by erf and not by its tanh approximation (arXiv 1606.08415): [T, out]."""
+        """Return GELU(x Wᵀ + b), by erf and not by its tanh approximation (arXiv 1606.08415): [T, out].
+
+        Example:
+            >>> Linear(torch.tensor([[2.0]])).gelu(torch.tensor([[1.0], [0.0]]))
+            tensor([[1.9545],
+                    [0.0000]])
+        """
         self._check(x)
         if self._packed:
             return self._onednn(x, "gelu", "none")
@@ -123,7 +139,12 @@ class Linear:
         return activations.gelu(self(x), backend=self._requested)
 
     def geglu(self, x: Tensor) -> Tensor:
-        """Return GELU(y[:, :F]) · y[:, F:] of y = x Wᵀ + b (arXiv 2002.05202): [T, in] → [T, F], out = 2F."""
+        """Return GELU(y[:, :F]) · y[:, F:] of y = x Wᵀ + b (arXiv 2002.05202): [T, in] → [T, F], out = 2F.
+
+        Example:
+            >>> Linear(torch.tensor([[2.0], [3.0]])).geglu(torch.tensor([[1.0]]))
+            tensor([[5.8635]])
+        """
         self._check(x)
         if self.out_features % 2:
             raise InputError(
@@ -193,7 +214,12 @@ def linear_reference(
 
 
 def linear_flops(num_tokens: int, in_features: int, out_features: int) -> int:
-    """Count the operations of the product: a multiplication and an addition for each triple."""
+    """Count the operations of the product: a multiplication and an addition for each triple.
+
+    Example:
+        >>> linear_flops(num_tokens=10, in_features=4, out_features=3)
+        240
+    """
     return 2 * num_tokens * in_features * out_features
 
 
@@ -205,7 +231,12 @@ def linear_bytes(
     *,
     activation: Activation = "none",
 ) -> int:
-    """Count the bytes that the layer must move: x and W in once, the result out once."""
+    """Count the bytes that the layer must move: x and W in once, the result out once.
+
+    Example:
+        >>> linear_bytes(10, 4, 3, torch.bfloat16)
+        164
+    """
     columns = out_features // 2 if activation == "geglu" else out_features
     elements = num_tokens * (in_features + columns) + out_features * in_features
     return elements * dtype.itemsize

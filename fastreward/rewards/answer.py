@@ -11,7 +11,7 @@ from numbers import Real
 from typing import Any, ClassVar, Final, Literal, TypeGuard, get_args
 
 from fastreward.errors import InputError
-from fastreward.rewards.base import NoText, RewardCounts, TextReward, check_column, is_missing
+from fastreward.rewards.base import NoText, RewardCounts, TextReward, check_column, is_missing, several
 from fastreward.rewards.completion import Extract, describe
 from fastreward.rewards.keys import Answer, Key, KeyMaker, Kind, OptionKey
 from fastreward.rewards.options import Options
@@ -55,8 +55,9 @@ class AnswerReward(TextReward):
       "42 kg"). A line that could be a sentence ("A cell divides", "C is constant") is none, nor is one of a
       list of options.
 
-    What names two different answers ("A or B", "3-4", two tags that differ, a letter beside the wording of
-    another option) is no answer. What is compared:
+    What names two different answers ("A or B", "B, oppure forse la C", "3-4", "Paris, or London", two tags
+    that differ, a letter beside the wording of another option) is no answer, whichever comes first. What is
+    compared:
 
     - An option: its letter, in upper or lower case, with or without brackets, "option B", "B. the lung", "la
       B"; or, if there is a column of ``options``, its wording.
@@ -68,8 +69,8 @@ class AnswerReward(TextReward):
 
     Args:
         answer: Name of the column with the right answers: for each completion a string, a number, or a list
-            of those of which any is right. It is missing where it is ``None``, NaN, blank, or a list of
-            nothing else.
+            or array of those of which any is right. It is missing where it is ``None``, NaN, blank, or a list
+            of nothing else.
         kind: What the answers are: ``"option"``, ``"number"``, ``"text"``, or ``"auto"`` to tell by each
             right answer: one of the ``letters``, alone or marked ("B)", "B. the lung"), is an option, as is
             all where options are given; else a number with or without a unit is one; all else is text. A
@@ -153,20 +154,19 @@ class AnswerReward(TextReward):
         if (name := self._options_column) is not None:
             options = self._read_column(name, columns, count)
         return [
-            self._keys(right, several, f"{self._reference}[{i}]", f"{name}[{i}]")
-            for i, (right, several) in enumerate(zip(answers, options, strict=True))
+            self._keys(right, choices, f"{self._reference}[{i}]", f"{name}[{i}]")
+            for i, (right, choices) in enumerate(zip(answers, options, strict=True))
         ]
 
-    def _keys(self, right: object, several: object, where: str, where_options: str) -> list[Key]:
-        entries = right if isinstance(right, list | tuple) else (right,)
+    def _keys(self, right: object, choices: object, where: str, where_options: str) -> list[Key]:
         given = [
             entry
-            for entry in entries
+            for entry in several(right)
             if not is_missing(entry) and not (isinstance(entry, str) and not entry.strip())
         ]
         if not given:
             return []
-        options = None if is_missing(several) else Options.read(several, where_options)
+        options = None if is_missing(choices) else Options.read(choices, where_options)
         return [self._make_key(entry, options, where) for entry in given]
 
     def _judge(self, texts: list[str], references: list[Any]) -> tuple[Sequence[float | None], RewardCounts]:
@@ -218,8 +218,18 @@ class AnswerReward(TextReward):
 
 
 def _stated(text: str, key: Key) -> Answer | Ambiguous | None:
-    """The answer of the last statement that holds one."""
-    return next((found for value in stated(text) if (found := key.read(value)) is not None), None)
+    """The answer of the last statement that holds one; of two that "or" joins, neither if they differ."""
+    later: Answer | Ambiguous | None = None
+    for statement in stated(text):
+        found = key.read(statement.value)
+        if found is None:
+            continue
+        if later is not None:
+            return later if found == later else AMBIGUOUS
+        if not statement.is_alternative:
+            return found
+        later = found
+    return later
 
 
 def _within(content: str, key: Key) -> Answer | Ambiguous | None:

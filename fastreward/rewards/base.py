@@ -10,6 +10,8 @@ from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Any, ClassVar, Literal, Protocol, Self, get_args, runtime_checkable
 
+import numpy as np
+
 from fastreward.errors import InputError
 from fastreward.rewards.completion import Completion, Extract, Extractor, completion_text, describe
 
@@ -292,7 +294,8 @@ def reference_texts(reference: object, where: str) -> list[str]:
     """Read the texts of one sample's reference, those that are missing left out.
 
     Args:
-        reference: A string or several; ``None``, NaN and blank strings are missing.
+        reference: A string, or several in a list, tuple or NumPy array; ``None``, NaN and blank strings are
+            missing.
         where: What to call it in a message.
 
     Raises:
@@ -302,9 +305,8 @@ def reference_texts(reference: object, where: str) -> list[str]:
         >>> reference_texts(["The heart.", " ", None], "reference[0]")
         ['The heart.']
     """
-    entries = reference if isinstance(reference, list | tuple) else (reference,)
     texts = []
-    for entry in entries:
+    for entry in several(reference):
         if isinstance(entry, str):
             if entry.strip():
                 texts.append(entry)
@@ -315,6 +317,25 @@ def reference_texts(reference: object, where: str) -> list[str]:
                 "Convert the column to text.",
             )
     return texts
+
+
+def several(entry: object) -> list[Any]:
+    """Read one sample's entry of a column that may hold one thing or several.
+
+    Args:
+        entry: A list, tuple or NumPy array of things, as data sets give them, or one thing.
+
+    Returns:
+        The things, NumPy's own scalars as Python's.
+
+    Example:
+        >>> several(np.array(["The heart.", "A pump."])), several("The heart.")
+        (['The heart.', 'A pump.'], ['The heart.'])
+    """
+    if isinstance(entry, np.ndarray):
+        things = entry.tolist()
+        return things if isinstance(things, list) else [things]
+    return list(entry) if isinstance(entry, list | tuple) else [entry]
 
 
 def is_missing(entry: object) -> bool:

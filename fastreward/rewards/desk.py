@@ -6,6 +6,7 @@ import asyncio
 import functools
 import inspect
 import math
+import os
 import threading
 import time
 import weakref
@@ -55,7 +56,8 @@ class Desk:
     """Asks a judge about cases, at most so many at once over all calls.
 
     A place is taken when the judge is started and is free again when it has ended, not before: what has timed
-    out still holds its place. All state is guarded by one condition, on which every call waits.
+    out still holds its place. All state is guarded by one condition, on which every call waits. A desk is of
+    the process that made it: one that was forked has not the threads that would free its places.
 
     Args:
         judge: A function or coroutine function of a text and keywords.
@@ -81,7 +83,6 @@ class Desk:
         self._taken = 0
         self._lost = 0  # of the taken places, those whose run has timed out
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._loop_thread: threading.Thread | None = None
         self._tasks: set[asyncio.Task[_Outcome]] = set()
         self._is_async = _is_coroutine_function(judge)
 
@@ -223,12 +224,11 @@ class Desk:
             self._changed.notify_all()
 
     def _event_loop(self) -> asyncio.AbstractEventLoop:
-        """The loop of this desk, in a daemonic thread; a process that was forked makes its own."""
-        if self._loop is None or self._loop_thread is None or not self._loop_thread.is_alive():
+        """The loop of this desk, in a daemonic thread."""
+        if self._loop is None:
             self._loop = loop = asyncio.new_event_loop()
-            self._loop_thread = threading.Thread(target=_run_loop, args=(loop,), name="judges", daemon=True)
-            self._loop_thread.start()
-            weakref.finalize(self, _stop_loop, loop)
+            threading.Thread(target=_run_loop, args=(loop,), name="judges", daemon=True).start()
+            weakref.finalize(self, _stop_loop, loop, os.getpid())
         return self._loop
 
 
@@ -266,6 +266,6 @@ def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
     loop.close()
 
 
-def _stop_loop(loop: asyncio.AbstractEventLoop) -> None:
-    if not loop.is_closed():
+def _stop_loop(loop: asyncio.AbstractEventLoop, process: int) -> None:
+    if process == os.getpid() and not loop.is_closed():  # a fork's copy wakes its parent's loop
         loop.call_soon_threadsafe(loop.stop)

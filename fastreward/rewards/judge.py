@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 import math
-import warnings
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeGuard
 
+from fastreward.caller import warn_caller
 from fastreward.errors import InputError
 from fastreward.rewards.base import NoText, RewardCounts, TextReward, reference_texts
 from fastreward.rewards.completion import Extract, describe
@@ -57,6 +58,8 @@ class JudgeReward(TextReward):
     lost to runs that have timed out, a call waits another ``timeout_s`` for one and then gives up on the
     samples that are left. A call so ends, whatever the judge does.
 
+    A process that was forked begins with all its places free, whatever its parent's judge was doing.
+
     It pickles to its configuration and the judge, which must be importable by name, as always with pickle.
 
     Args:
@@ -83,12 +86,12 @@ class JudgeReward(TextReward):
         [1.0, 0.4444444444444444]
     """
 
-    _OF_THIS_PROCESS: ClassVar[frozenset[str]] = TextReward._OF_THIS_PROCESS | {"_desk", "_told"}
+    _OF_THIS_PROCESS: ClassVar[frozenset[str]] = TextReward._OF_THIS_PROCESS | {"_desks", "_told"}
     _LOGGED: ClassVar[tuple[str, ...]] = (*TextReward._LOGGED, "undecided", "failed")
     _NO_COUNTS: ClassVar[RewardCounts] = JudgeCounts()
     _NEEDS_REFERENCE: ClassVar[bool] = False
 
-    _desk: Desk
+    _desks: dict[int, Desk]
     _told: set[str]
 
     def __init__(
@@ -119,14 +122,23 @@ class JudgeReward(TextReward):
 
     def _start(self) -> None:
         super()._start()
-        self._desk = Desk(
-            self._judge_function,
-            timeout_s=self._timeout_s,
-            retries=self._retries,
-            backoff_s=self._backoff_s,
-            max_concurrency=self._max_concurrency,
-        )
+        self._desks = {}
         self._told = set()
+
+    @property
+    def _desk(self) -> Desk:
+        """The desk of this process: one that was forked has none of the threads that sit at its parent's."""
+        process = os.getpid()
+        if process not in self._desks:  # two made at once cost nothing: the second is dropped unused
+            desk = Desk(
+                self._judge_function,
+                timeout_s=self._timeout_s,
+                retries=self._retries,
+                backoff_s=self._backoff_s,
+                max_concurrency=self._max_concurrency,
+            )
+            self._desks.setdefault(process, desk)
+        return self._desks[process]
 
     def _read_references(self, columns: Mapping[str, object], count: int) -> list[Any]:
         """For each sample the keywords for the judge, boxed since there may be none."""
@@ -175,11 +187,10 @@ class JudgeReward(TextReward):
                 known = kind in self._told
                 self._told.add(kind)
             if not known:
-                warnings.warn(
+                warn_caller(
                     f"{self.__name__}: the judge failed ({reason}), and the sample's reward is None. This is "
                     f"said once for {kind}; `counts.failed` goes on counting.",
                     RuntimeWarning,
-                    stacklevel=4,  # where the reward was called
                 )
 
     def _options(self) -> dict[str, object]:

@@ -10,8 +10,9 @@ from typing import Final, Literal, Protocol, TypeAlias
 
 from fastreward.errors import InputError
 from fastreward.rewards.completion import describe
+from fastreward.rewards.hedges import leaves_open
 from fastreward.rewards.options import Options, clauses, plain, unwrapped, without_fillers, wording
-from fastreward.rewards.quantities import Ambiguous, DecimalMark, Quantity, read_quantity
+from fastreward.rewards.quantities import AMBIGUOUS, Ambiguous, DecimalMark, Quantity, read_quantity
 
 Kind = Literal["auto", "option", "number", "text"]
 Answer: TypeAlias = str | Quantity | tuple[str, ...]
@@ -19,6 +20,8 @@ Answer: TypeAlias = str | Quantity | tuple[str, ...]
 _MARKED: Final = re.compile(r"\s*\(?([A-Za-z])(?:[).:]\s+\S.*|[).:]*\s*)", re.DOTALL)
 # "C. elegans", "B. lung", "C. S. Lewis": a name with its initials, or an option's letter and wording.
 _NAME_OR_OPTION: Final = re.compile(r"\s*([A-Za-z])\.\s+(?:[A-Z]\.\s+)*[^\W\d_][\w'’-]*[.\s]*")
+
+_OR: Final = re.compile(r"\s(?:or|oppure|ovvero|o|/)\s", re.IGNORECASE)
 
 
 class Key(Protocol):
@@ -73,14 +76,25 @@ class TextKey:
 
     right: str
 
-    def read(self, text: str, *, bare: bool = False) -> tuple[str, ...] | None:
+    def read(self, text: str, *, bare: bool = False) -> tuple[str, ...] | Ambiguous | None:
         """What the text says as a whole, and as far as each place where its first clause may end.
 
         Of a text that nothing announced, the whole counts, and only if it is right: else it is just a text.
+        One that begins with what is right and goes on with "or" something else names two answers.
         """
-        readings = [text] if bare else clauses(without_fillers(plain(text))[0])
+        if bare:
+            return (self.right,) if wording(text) == self.right else None
+        text = without_fillers(plain(text))[0]
+        readings = clauses(text)
         said = tuple(dict.fromkeys(filter(None, map(wording, readings))))
-        return said if said and (self.right in said or not bare) else None
+        if said[:1] != (self.right,) and self._is_one_of_two(text, readings):
+            return AMBIGUOUS
+        return said or None
+
+    def _is_one_of_two(self, text: str, readings: list[str]) -> bool:
+        """Whether what is right stands at the beginning, and another answer beside it."""
+        ends = [len(reading) for reading in readings] + [match.start() for match in _OR.finditer(text)]
+        return any(wording(text[:end]) == self.right and leaves_open(text[end:]) for end in ends)
 
     def accepts(self, answer: Answer) -> bool:
         """Whether it is the right text."""

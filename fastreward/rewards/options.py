@@ -9,8 +9,11 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Final
 
+import numpy as np
+
 from fastreward.errors import InputError
 from fastreward.rewards.completion import describe
+from fastreward.rewards.hedges import alternatives
 from fastreward.rewards.quantities import AMBIGUOUS, Ambiguous, Quantity, read_quantity, with_carets
 from fastreward.rewards.statements import LONGEST_ANSWER
 from fastreward.rewards.words import without_invisible
@@ -30,6 +33,10 @@ _LETTER: Final = re.compile(
     r"[\s*_\"“”«`']{0,6}[(\[{<]?[\s*_]{0,3}(?P<letter>[A-Za-z])[*_\"”»`]{0,3}(?P<close>[)\]}>]?)[*_\"”»`]{0,3}"
 )
 _OTHER: Final = re.compile(r"[\s*_(]{0,4}(?:[,/&+;]|\b(?:and|or|e|ed|o|oppure|sia)\b)\s{0,3}", re.IGNORECASE)
+_RULED_OUT: Final = re.compile(
+    r"[)\]*_]{0,3}\s+(?:is|was|è|era)\s+(?:not|wrong|incorrect|false|sbagliat[ao]|errat[ao]|fals[ao]|scorrett[ao])\b",
+    re.IGNORECASE,
+)
 _BECAUSE: Final = r"because|since|perché|poiché|siccome|giacché"
 _AFTER_COMMA: Final = re.compile(rf"[,;]?\s+(?:{_BECAUSE})\b", re.IGNORECASE)
 # What goes on after a letter in a sentence that names it. "A", "E", "I" and "O" are words as well.
@@ -143,6 +150,8 @@ class Options:
             {'A': 'heart', 'B': 'lung'}
         """
         pairs: list[tuple[object, object]] = []
+        if isinstance(entry, np.ndarray):
+            entry = entry.tolist()
         if isinstance(entry, Mapping):
             pairs = list(entry.items())
         elif isinstance(entry, Sequence) and not isinstance(entry, str | bytes):
@@ -178,16 +187,28 @@ class Options:
         match = _LETTER.match(rest)
         letter = match["letter"].upper() if match else ""
         if match is None or letter not in self.letters or not self._alone(match, rest, named, bare):
-            return self.named_by_wording(text, bare=bare) or self.named_by_wording(rest, bare=bare)
+            return self._worded(text, bare) or self._worded(rest, bare)
         after = rest[match.end() :]
         if after.strip(_EDGES):
             whole = self._letter_of.get(wording(rest))
             if whole and whole != letter:
                 return whole  # "E. coli" is option B
             worded = self.named_by_wording(after.lstrip(" .:-–—"), bare=False)
-            if (worded and worded != letter) or self._second(after, match):
+            if (worded and worded != letter) or self._second(
+                after, letter, capital=match["letter"].isupper()
+            ):
                 return AMBIGUOUS
         return letter
+
+    def _worded(self, text: str, bare: bool) -> str | Ambiguous | None:
+        """The letter of the option whose wording a text begins with, unless another is named beside it."""
+        letter = self.named_by_wording(text, bare=bare)
+        if letter is None or bare:
+            return letter
+        read = clauses(text)
+        own = [clause for clause in read if self._letter_of.get(wording(clause)) == letter][:1]
+        ends = map(len, own or read)  # it may have been named by its number in another notation
+        return AMBIGUOUS if any(self._second(text[end:], letter, capital=True) for end in ends) else letter
 
     def named_by_wording(self, text: str, *, bare: bool = False) -> str | None:
         """The letter of the option whose words, or whose number with its unit, the text begins with."""
@@ -234,7 +255,7 @@ class Options:
             return True
         if bare:
             return _AFTER_COMMA.match(after) is not None
-        if "\n" in after[: len(after) - len(after.lstrip())] or self._second(after, match):
+        if "\n" in after[: len(after) - len(after.lstrip())] or self._second(after, letter, capital=True):
             return True
         return (_AFTER_WORD if letter in "AEIO" else _AFTER_LETTER).match(after) is not None
 
@@ -242,20 +263,33 @@ class Options:
         """Whether the wording of the letter's own option follows it."""
         return self.named_by_wording(after.strip()) == match["letter"].upper()
 
-    def _second(self, after: str, first: re.Match[str]) -> bool:
-        """Whether another letter is named beside the first: "A or B", "A e B", "A/B"."""
-        joint = _OTHER.match(after)
-        if joint is None:
+    def _second(self, after: str, first: str, *, capital: bool) -> bool:
+        """Whether another option is named beside the first: "A or B", "A e B", "A/B", "A, maybe the lung"."""
+        for place, is_open in alternatives(after):
+            rest, _ = without_fillers(after[place:])
+            if self._is_other(rest, first, is_open, capital):
+                return True
+            if is_open and (self.named_by_wording(rest) or first) != first:
+                return True
+        return False
+
+    def _is_other(self, text: str, first: str, is_open: bool, capital: bool) -> bool:
+        """Whether a text begins with the letter of another option, and is not the beginning of a sentence."""
+        match = _LETTER.match(text)
+        if match is None or match["letter"].upper() not in self.letters.replace(first, ""):
             return False
-        rest, _ = without_fillers(after[joint.end() :])
-        match = _LETTER.match(rest)
-        if match is None or match["letter"].isupper() != first["letter"].isupper():
+        after = text[match.end() :]
+        if _RULED_OUT.match(after) and not is_open:
             return False
-        after = rest[match.end() :]
         ends = match["close"] or not (after[:1].strip(_EDGES) or re.match(r"['’]|-\w|\s+[a-zà-ù]", after))
-        goes_on = _AFTER_WORD.match(after) or _OTHER.match(after)
-        other = match["letter"].upper()
-        return other in self.letters and other != first["letter"].upper() and bool(ends or goes_on)
+        if ends:
+            return is_open or match["letter"].isupper() == capital
+        if match["letter"].isupper() != capital or after[:1].isalnum():
+            return False
+        if _AFTER_WORD.match(after) or _OTHER.match(after):
+            return True
+        # "C or D depending on …"; but "I", and an article in lower case, begin something else
+        return is_open and capital and match["letter"] != "I" and after[:1].isspace()
 
 
 def _is_letter(value: object) -> bool:

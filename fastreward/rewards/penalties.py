@@ -34,13 +34,10 @@ class Penalty(ReferenceReward):
     """A reward by which a text loses, and no text must not gain; a subclass says what is taken off.
 
     Args:
-        scorer: As for every `ReferenceReward`.
-        reference: Name of the column with the references.
-        extract: The part of the completion that counts, as for `SemanticReward`.
-        strip_thinking: Whether ``<think>…</think>`` is removed first.
+        scorer, reference: As in `ReferenceReward`.
         no_text: What a completion with nothing to compare is worth: ``"worst"`` for what the worst text could
             get, ``"zero"`` for 0.0, which excuses it, or ``"none"`` for ``None``.
-        name: The reward's ``__name__``, under which trainers log it.
+        extract, strip_thinking, name: As in `base.TextReward`.
 
     Raises:
         InputError: An argument is not one of the above.

@@ -6,8 +6,11 @@ import itertools
 import math
 import re
 import unicodedata
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
+
+from fastreward.rewards.hedges import alternatives
 
 DecimalMark = Literal["auto", ".", ","]
 """Which mark stands before the decimals; ``"auto"`` tells by how it is used."""
@@ -34,7 +37,9 @@ _JOINT: Final = re.compile(
     r"\s?(?:[^\s\d,;/&-]{1,12}\s?)?(?:,\s|[;&/-]|\b(?:or|and|to|o|oppure|e|ed|a)\b)\s?[$€£]?(?=[+-]?[.,]?\d)",
     re.IGNORECASE,
 )
+_CURRENCY: Final = re.compile(r"[$€£]?\s?(?=[+-]?[.,]?\d)")
 _UNIT: Final = re.compile(r"(?:[^\d\s.,;:!?()\[\]{}\"“]\S{0,15}(?: [^\d\s]\S{0,15})?)?")
+_UNIT_WORD: Final = re.compile(r"\s?[^\s\d,;/&()-]{1,12}(?=[\s,;/()])")
 LONGEST_UNIT: Final = 16
 TAIL_LENGTH: Final = 64
 
@@ -124,13 +129,29 @@ def _read(text: str, decimal: DecimalMark) -> Quantity | Ambiguous | None:
     if found is None:
         return None
     values, end = found
-    if other := _JOINT.match(text, end):
-        second = _number(text, other.end(), decimal)
+    for place in _seconds(text, end):
+        second = _number(text, place, decimal)
         if second and not {*values} & {*second[0]}:
             return AMBIGUOUS
     if unfinished:
         return None
     return Quantity(values, " ".join(text[end : end + TAIL_LENGTH].split()).rstrip('.,;:!)]}*_"”'))
+
+
+def _seconds(text: str, end: int) -> Iterator[int]:
+    """Where a second number may begin behind one that ends there: "3 or 4", "3 kg, or maybe 4 kg"."""
+    if joint := _JOINT.match(text, end):
+        yield joint.end()
+    for start in {end, _end_of_unit(text, end)}:
+        for place, is_open in alternatives(text[start:]):
+            if is_open and (number := _CURRENCY.match(text, start + place)):
+                yield number.end()
+
+
+def _end_of_unit(text: str, end: int) -> int:
+    """Where the word behind a number ends that may be its unit."""
+    unit = _UNIT_WORD.match(text, end)
+    return unit.end() if unit else end
 
 
 def _number(text: str, start: int, decimal: DecimalMark) -> tuple[tuple[float, ...], int] | None:

@@ -25,11 +25,7 @@ class ReferenceReward(TextReward):
             from which one is built when it is first needed; or ``None`` for the default encoder.
         reference: Name of the column with the references: for each completion a string or a list of strings.
             A reference is missing where it is ``None``, NaN, blank, or a list of nothing else.
-        extract: The part of the completion to score; `completion.Extractor` has the details.
-        strip_thinking: Whether ``<think>…</think>`` is removed first.
-        no_text: What a completion is worth from which nothing can be extracted: ``"zero"`` for 0.0, so that
-            it is punished, or ``"none"`` for ``None``, so that the trainer leaves it out.
-        name: The reward's ``__name__``, under which trainers log it.
+        extract, strip_thinking, no_text, name: As in `base.TextReward`.
 
     Raises:
         InputError: An argument is not one of the above.

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, NamedTuple
+
+from fastreward.rewards.hedges import alternatives, leaves_open
 
 LONGEST_ANSWER: Final = 300
 """Characters of a text that are read as an answer, from where the answer begins."""
@@ -45,8 +47,26 @@ _NOT_STATED: Final = re.compile(
     r"\s{0,3}){0,4}[*_\"]{0,3}$",
     re.IGNORECASE,
 )
+_OR_ELSE: Final = re.compile(
+    r"\b(?:or|oppure|ovvero|o)[\s,]{1,3}(?:(?:maybe|perhaps|possibly|else|that|the|final|correct|right|best"
+    r"|option|forse|magari|che|anche|la|l['’]|il|opzione|risposta)\s{0,3}){0,5}[*_\"(]{0,3}$",
+    re.IGNORECASE,
+)
 _BOX: Final = re.compile(r"\\(?:boxed|fbox)\s?\{")
 _BRACE: Final = re.compile(r"[{}]")
+_BOX_EDGE: Final = re.compile(r"\$|\\[()\[\]]")
+
+
+class Statement(NamedTuple):
+    """What a text says the answer is.
+
+    Attributes:
+        value: The text from where the answer begins, at most `LONGEST_ANSWER` characters of it.
+        is_alternative: Whether "or" stands before it: the statement before this one may be meant instead.
+    """
+
+    value: str
+    is_alternative: bool
 
 
 def tagged(tag: str, text: str) -> list[str]:
@@ -70,46 +90,73 @@ def tagged(tag: str, text: str) -> list[str]:
 def boxed(text: str) -> str | None:
     r"""What stands in the last complete ``\boxed{…}``, which may hold braces of its own.
 
+    With another one before it and nothing but "or", "and" or a comma between them, both.
+
     Example:
         >>> boxed(r"Hence \boxed{\frac{1}{2}}.")
         '\\frac{1}{2}'
+        >>> boxed(r"\boxed{B} or $\boxed{C}$")
+        'B or C'
     """
+    last: tuple[int, str] | None = None
     for match in reversed(list(_BOX.finditer(text))[-MOST_STATEMENTS:]):
-        depth = 1
-        for brace in _BRACE.finditer(text, match.end(), match.end() + LONGEST_ANSWER):
-            depth += 1 if brace[0] == "{" else -1
-            if not depth:
-                return text[match.end() : brace.start()].strip()
+        end = _end_of_box(text, match.end())
+        if end is None:
+            continue
+        content = text[match.end() : end].strip()
+        if last is not None:
+            return f"{content} or {last[1]}" if _joins(text[end + 1 : last[0]]) else last[1]
+        last = match.start(), content
+    return None if last is None else last[1]
+
+
+def _end_of_box(text: str, start: int) -> int | None:
+    """The place of the brace that closes the box whose content begins at `start`."""
+    depth = 1
+    for brace in _BRACE.finditer(text, start, start + LONGEST_ANSWER):
+        depth += 1 if brace[0] == "{" else -1
+        if not depth:
+            return brace.start()
     return None
 
 
-def stated(text: str) -> Iterator[str]:
+def _joins(between: str) -> bool:
+    """Whether two boxes with this between them are two answers side by side."""
+    if len(between) > LONGEST_ANSWER:
+        return False
+    between = _BOX_EDGE.sub(" ", between)
+    return any(place == len(between) for place, _ in alternatives(between + "x"))
+
+
+def stated(text: str) -> Iterator[Statement]:
     """What a text says the answer is, the last statement first.
 
     "The answer is …", "Answer: …", "B is correct", "I choose …", "#### …" and their like in English and
     Italian are statements; what is said of a wrong answer or after "if" is not.
 
-    Yields:
-        The text from where the answer begins, at most `LONGEST_ANSWER` characters of it.
-
     Example:
-        >>> list(stated("Risposta: A? No. La risposta corretta è la B."))
+        >>> [statement.value for statement in stated("Risposta: A? No. La risposta corretta è la B.")]
         ['la B.', 'A? No. La risposta corretta è la B.']
     """
-    starts = [(match.start(), match.end(), match.end() + LONGEST_ANSWER) for match in _STATES.finditer(text)]
-    starts += [_said(text, match) for match in _IS_SAID.finditer(text)]
-    for place, start, end in sorted(starts, reverse=True)[:MOST_STATEMENTS]:
-        if not _NOT_STATED.search(text[max(0, place - 40) : place]):
-            yield text[start:end].strip()
+    found = [
+        (match.start(), text[match.end() : match.end() + LONGEST_ANSWER]) for match in _STATES.finditer(text)
+    ]
+    found += [(match.start(), _said(text, match)) for match in _IS_SAID.finditer(text)]
+    for place, value in sorted(found, key=lambda each: each[0], reverse=True)[:MOST_STATEMENTS]:
+        before = text[max(0, place - 40) : place]
+        if not _NOT_STATED.search(before):
+            yield Statement(value.strip(), _OR_ELSE.search(before) is not None)
 
 
-def _said(text: str, match: re.Match[str]) -> tuple[int, int, int]:
-    """Where the letter that is called right stands, with another one that is named before it."""
+def _said(text: str, match: re.Match[str]) -> str:
+    """The letter that is called right, with another one that is named before it or after the statement."""
     start = max(0, match.start() - 12)
     also = _ALSO_SAID.search(text[start : match.start()])
     letter = re.compile(r"\(?[A-Z]\)?").match(text, match.start())
     first = start + also.start() if also else match.start()
-    return match.start(), first, letter.end() if letter else match.end()
+    said = text[first : letter.end() if letter else match.end()]
+    after = text[match.end() : match.end() + LONGEST_ANSWER]
+    return said + after if leaves_open(after) else said
 
 
 def outer_lines(text: str) -> list[str]:

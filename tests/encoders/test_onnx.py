@@ -13,21 +13,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastreward.encoders.checkpoint import load_checkpoint
+from fastreward.encoders.cpus import cgroup_cores, int8_runs_here, resolve_threads
 from fastreward.encoders.onnx import FixedShapes, OnnxEncoder, fixed_shape, pad, padded_groups
 from fastreward.encoders.onnx_export import export_onnx
 from fastreward.encoders.onnx_session import (
     ELEMENT_TYPES,
-    cgroup_cores,
     check_int8,
-    int8_runs_here,
+    check_placement,
     onnxruntime_diagnosis,
     onnxruntime_problems,
     open_session,
-    resolve_threads,
     run_bound,
+    session_options,
 )
 from fastreward.encoders.packed import PackedEncoder
-from fastreward.errors import BackendUnavailableError, CheckpointError, InputError
+from fastreward.errors import BackendUnavailableError, CheckpointError, FastRewardError, InputError
 from fastreward.ops.pooled_cosine import POOLINGS
 from fastreward.packing import pack
 
@@ -354,6 +354,48 @@ def test_a_session_runs_from_tensors_into_tensors(tiny_export):
     assert torch.equal(result, torch.from_numpy(expected))
 
 
+def test_ids_beyond_the_vocabulary_are_an_input_error_with_a_remedy(tiny_export):
+    encoder = OnnxEncoder(tiny_export, CPU, threads=2)
+    batch = ragged_batch(vocab_size=50)
+    expected = encoder.embed(batch)
+    with pytest.raises(InputError, match=r"ids and lengths that the export takes, got .*Gather.*its own tok"):
+        encoder.embed(pack([[5, 10**6]], CPU))
+    assert torch.equal(encoder.embed(batch), expected)
+
+
+def test_a_run_that_fails_otherwise_says_what_of_onnx_runtime_failed(tiny_export):
+    session = open_session(tiny_export / "model.onnx", CPU, 1)
+    inputs = {"input_ids": torch.ones(2, 3, dtype=torch.int32), "lengths": torch.ones(5, dtype=torch.int32)}
+    with pytest.raises(FastRewardError, match=r"ONNX Runtime|export takes") as caught:
+        run_bound(session, inputs, {"embedding": torch.empty(2, 32)})
+    assert caught.value.__cause__ is not None
+
+
+def test_memory_that_runs_out_is_the_error_that_the_scorer_goes_on_from(tiny_export):
+    session_of = onnxruntime.SessionOptions()
+    session_of.add_session_config_entry("session.use_env_allocators", "1")
+    where = onnxruntime.OrtMemoryInfo(
+        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
+    )
+    limit = onnxruntime.OrtArenaCfg({"max_mem": 1 << 22})
+    onnxruntime.create_and_register_allocator(where, limit)
+    session = onnxruntime.InferenceSession(
+        str(tiny_export / "model.onnx"), session_of, providers=["CPUExecutionProvider"]
+    )
+    rows, longest = 64, 512  # 64 · 512² weights of attention are more than 4 MiB
+    ids = torch.ones(rows, longest, dtype=torch.int32)
+    lengths = torch.full((rows,), longest, dtype=torch.int32)
+    result = torch.empty(rows, 32)
+    with pytest.raises(torch.OutOfMemoryError, match="ONNX Runtime: "):
+        run_bound(session, {"input_ids": ids, "lengths": lengths}, {"embedding": result})
+    run_bound(
+        session,
+        {"input_ids": ids[:1, :8].contiguous(), "lengths": lengths[:1] * 0 + 8},
+        {"embedding": result[:1]},
+    )
+    assert result[0].norm().item() == pytest.approx(1.0, abs=1e-5)
+
+
 def test_tensor_types_are_numbered_as_onnx_does():
     from onnx import TensorProto
 
@@ -402,6 +444,51 @@ def test_a_provider_that_onnx_runtime_leaves_out_is_an_error(tiny_export, monkey
         pytest.warns(UserWarning, match="CUDAExecutionProvider"),
     ):
         open_session(tiny_export / "model.onnx", CUDA, 1)
+
+
+def placed(model):
+    """A session of the CPU, loaded with a GPU's options: ONNX Runtime notes down where operators are."""
+    return onnxruntime.InferenceSession(
+        str(model), session_options(CUDA, 1), providers=["CPUExecutionProvider"]
+    )
+
+
+def test_operators_that_a_gpu_leaves_to_the_cpu_are_refused_by_name(tiny_export):
+    with pytest.raises(
+        BackendUnavailableError,
+        match=r"all of this model's operators on cuda:0, got .*MatMul on CPUExecutionProvider.*packed",
+    ) as caught:
+        check_placement(placed(tiny_export / "model.onnx"), CUDA)
+    named = {part.partition(" on ")[0] for part in caught.value.received.split(", ")}
+    assert {"Gather", "MultiHeadAttention", "SkipLayerNormalization"} <= named
+    assert named.isdisjoint({"Shape", "Squeeze", "Range"})
+
+
+def test_the_arithmetic_of_shapes_may_stay_on_the_cpu(tmp_path):
+    from onnx import TensorProto, helper, save
+
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"], start=1),
+        helper.make_node("Squeeze", ["shape"], ["end"]),
+    ]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.INT32, ["N", "L"])]
+    outputs = [helper.make_tensor_value_info("end", TensorProto.INT64, [])]
+    graph = helper.make_graph(nodes, "shapes", inputs, outputs)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    save(model, tmp_path / "shapes.onnx")
+    session = placed(tmp_path / "shapes.onnx")
+    kinds = [
+        node.op_type for part in session.get_provider_graph_assignment_info() for node in part.get_nodes()
+    ]
+    assert kinds == ["Shape", "Squeeze"]
+    check_placement(session, CUDA)
+
+
+def test_a_gpus_options_have_placements_noted_down_and_a_cpus_do_not():
+    key = "session.record_ep_graph_assignment_info"
+    assert session_options(CUDA, 1).get_session_config_entry(key) == "1"
+    with pytest.raises(RuntimeError, match=key):
+        session_options(CPU, 1).get_session_config_entry(key)
 
 
 def test_onnx_runtime_that_is_not_installed_is_named(tiny_export, monkeypatch):

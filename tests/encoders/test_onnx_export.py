@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 
 from fastreward.encoders import onnx_export
 from fastreward.encoders.checkpoint import load_checkpoint
+from fastreward.encoders.cpus import int8_runs_here
 from fastreward.encoders.onnx import OnnxEncoder
 from fastreward.encoders.onnx_export import (
     MAX_DRIFT,
@@ -23,7 +25,6 @@ from fastreward.encoders.onnx_export import (
 )
 from fastreward.encoders.onnx_graph import build_graph
 from fastreward.encoders.onnx_manifest import read_manifest, revision_of, sha256
-from fastreward.encoders.onnx_session import int8_runs_here
 from fastreward.encoders.packed import PackedEncoder
 from fastreward.errors import BackendUnavailableError, CheckpointError, InputError
 from fastreward.packing import pack
@@ -309,6 +310,45 @@ def test_processes_that_export_to_one_folder_leave_one_good_result(tiny_folder, 
         assert output == f"{folder}\n"
     assert list(folder.parent.iterdir()) == [folder]
     assert OnnxEncoder(folder, CPU).embed(pack([[5, 6]], CPU)).norm() == pytest.approx(1)
+
+
+def test_what_a_killed_export_leaves_is_removed_by_the_next_and_what_a_living_one_has_is_not(
+    tiny_folder, tmp_path
+):
+    folder = tmp_path / "here" / "export"
+    process = in_a_process(
+        "import time",
+        "from fastreward.encoders import onnx_export",
+        "onnx_export._drift = lambda *_: (print('written', flush=True), time.sleep(120))",
+        f"export_onnx(load_checkpoint({str(tiny_folder)!r}), {str(folder)!r})",
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "written\n", process.communicate()
+        (part,) = folder.parent.iterdir()
+        assert (part / "model.onnx").is_file()
+        checkpoint = load_checkpoint(tiny_folder)
+        export_onnx(checkpoint, folder)
+        assert set(folder.parent.iterdir()) == {folder, part}
+        shutil.rmtree(folder)
+    finally:
+        process.kill()
+        process.wait()
+        process.communicate()
+    assert (part / "model.onnx").is_file()
+    export_onnx(checkpoint, folder)
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_hidden_folders_that_are_no_exports_stay(tiny_folder, tmp_path):
+    mine = tmp_path / ".export.old"
+    others = tmp_path / ".export-2.abcd1234.fastreward-part"
+    file = tmp_path / ".export.abcd1234.fastreward-part"
+    for path in (mine, others):
+        path.mkdir()
+    file.write_text("a file")
+    folder = export_onnx(load_checkpoint(tiny_folder), tmp_path / "export")
+    assert {*tmp_path.iterdir()} >= {folder, mine, others, file}
 
 
 def test_the_same_export_again_is_the_one_that_is_there(tiny_folder, export):

@@ -11,11 +11,12 @@ import torch
 from scipy.stats import spearmanr
 
 from fastreward.encoders.checkpoint import load_checkpoint
+from fastreward.encoders.cpus import int8_runs_here
 from fastreward.encoders.onnx import OnnxEncoder, pad, padded_groups
 from fastreward.encoders.onnx_export import export_onnx
 from fastreward.encoders.onnx_graph import build_graph
 from fastreward.encoders.onnx_int8 import rounded_columns, smoothing
-from fastreward.encoders.onnx_session import int8_runs_here, open_session, run_bound
+from fastreward.encoders.onnx_session import open_session, run_bound
 from fastreward.encoders.packed import PackedEncoder
 from fastreward.packing import pack
 from fastreward.tokenization import Tokenizer

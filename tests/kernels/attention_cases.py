@@ -8,8 +8,9 @@ from typing import Final
 
 import torch
 
-from fastreward.kernels.attention import attention_tables, plan_attention
+from fastreward.kernels.attention import plan_attention
 from fastreward.kernels.launch import Launch
+from fastreward.ops.attention_tiles import attention_tables
 
 SHORT: Final = (200, 64, 30, 20)  # tiles of 64 rows, some shared
 LONG: Final = (512, 512)  # tiles of 128 rows

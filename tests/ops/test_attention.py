@@ -305,41 +305,6 @@ def test_tiles_without_rows_do_nothing(dtype):
     assert torch.equal(got, case.run())
 
 
-@pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("block_m", [64, 128])
-def test_tiles_hold_each_row_once_and_texts_that_share_one_are_whole(block_m, shared):
-    pytest.importorskip("triton")
-    from fastreward.kernels.attention import cut_tiles
-
-    generator = torch.Generator().manual_seed(0)
-    for longest in (1, 3, 30, 64, 65, 200, 700):
-        lengths = torch.randint(longest + 1, (40,), generator=generator).tolist()
-        offsets = torch.tensor([0, *lengths]).cumsum(0)
-        tiles = cut_tiles(lengths, offsets, block_m, shared=shared).tolist()
-        rows = [row for first, last, _, _ in tiles for row in range(first, last)]
-        assert rows == list(range(sum(lengths)))
-        assert len(tiles) <= sum(lengths) // block_m + len(lengths)
-        for first, last, text_first, text_last in tiles:
-            assert last - first <= block_m
-            assert offsets[text_first] <= first < last <= offsets[text_last]
-            full = [length for length in lengths[text_first:text_last] if length]
-            if len(full) > 1:
-                assert shared
-                assert [first, last] == [offsets[text_first], offsets[text_last]]
-            else:
-                assert (first - offsets[text_first]) % block_m == 0
-
-
-def test_neighbours_share_a_tile_only_where_bits_may_depend_on_them():
-    pytest.importorskip("triton")
-    from fastreward.kernels.attention import attention_tables
-
-    assert len(attention_tables([20, 20, 20], batch_invariant=False).tiles) == 1
-    assert len(attention_tables([20, 20, 20], batch_invariant=True).tiles) == 3
-    for lengths in ([20], [700], [700, 20]):  # neither do the tiles' rows
-        assert attention_tables(lengths, batch_invariant=True).block_m == 64
-
-
 # --------------------------------------------------------------------------- the choice
 
 

@@ -181,6 +181,58 @@ NAMES_TWO = [
     "\\boxed{B, C}",
 ]
 
+HEDGES = [
+    "The answer is B, or C.",
+    "The answer is B or possibly C.",
+    "Answer: B (or C)",
+    "Answer: B. Or C.",
+    "Answer: B or the option C",
+    "Answer: B vs C",
+    "Answer: B | C",
+    "Answer: **B** or **C**",
+    "#### B, or C",
+    "The answer is B or C depending on the case.",
+    "The answer is B, but it could also be C.",
+    "The answer is B, perhaps C.",
+    "The answer is b or else c.",
+    "The answer is B, otherwise C.",
+    "B is correct, or maybe C.",
+    "Either B is correct or C is correct.",
+    "The answer is B or the answer is C.",
+    "B. Or C.",
+    "<answer>B or maybe C</answer>",
+    "<answer>B, or else C</answer>",
+    "\\boxed{B} or \\boxed{C}",
+    "\\boxed{B}, or maybe $\\boxed{C}$.",
+    "La risposta è B oppure la C.",
+    "La risposta è la B, oppure forse la C.",
+    "La risposta corretta è la B o forse la C.",
+    "La risposta è B oppure C a seconda del caso.",
+    "La risposta è sia la B che la C.",
+    "Risposta: B (o C)",
+    "Risposta: B, ma potrebbe essere anche la C.",
+    "Scelgo la B, o in alternativa la C.",
+    "La B è corretta, o forse la C.",
+    "La risposta è B oppure la risposta è C.",
+]
+
+DECIDED = [
+    "The answer is B. A is wrong.",
+    "The answer is B, C is wrong.",
+    "The answer is B, but C is tempting.",
+    "The answer is B, since A or C would be too small.",
+    "The answer is B, not A or C.",
+    "The answer is B. C or D would need more.",
+    "The answer is B, or so it seems.",
+    "Answer: B (A is wrong).",
+    "Either A or C would fail, so the answer is B.",
+    "B is correct because A or C would fail.",
+    "La risposta è B, perché A o C non bastano.",
+    "La risposta è la B, non la A o la C.",
+    "La risposta è la B: la valvola o il setto.",
+    "La risposta è B, mentre C è sbagliata.",
+]
+
 
 @pytest.mark.parametrize("text", NAMES_B)
 def test_a_letter_is_found_where_it_is_the_answer(text):
@@ -196,6 +248,42 @@ def test_a_stray_letter_is_no_answer(text):
 @pytest.mark.parametrize("text", NAMES_TWO)
 def test_two_letters_at_once_are_no_answer(text):
     assert [worth(text, letter) for letter in "ABC"] == [NO_ANSWER] * 3
+
+
+@pytest.mark.parametrize("text", HEDGES)
+def test_an_answer_that_leaves_open_which_of_two_it_is_is_none_and_counted(text):
+    assert [worth(text, letter) for letter in "ABC"] == [NO_ANSWER] * 3
+    reward = AnswerReward()
+    assert reward(completions=[text], answer=["B"]) == [0.0]
+    assert reward.counts.no_answer == 1
+
+
+@pytest.mark.parametrize("text", DECIDED)
+def test_another_letter_that_is_ruled_out_or_in_the_reason_takes_nothing_back(text):
+    assert [worth(text, letter) for letter in "ABC"] == [WRONG, RIGHT, WRONG]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The answer is the heart, or T cells.",
+        "The answer is the heart (or maybe B cells).",
+        "Answer: C, or T cells",
+        "Risposta: the heart, oppure A",
+        "Answer: 0.25, or maybe the heart",
+        "Answer: the heart; forse la A",
+        "Answer: 0,25, or maybe the heart",
+    ],
+)
+def test_the_wordings_of_two_options_are_no_answer(text):
+    assert [worth(text, letter, OPTIONS) for letter in "ABCDE"] == [NO_ANSWER] * 5
+
+
+@pytest.mark.parametrize(
+    "text", ["C, or the heart", "the heart, not T cells", "the heart. T cells are wrong."]
+)
+def test_the_same_option_twice_and_one_that_is_ruled_out_are_one_answer(text):
+    assert [worth(f"Answer: {text}", letter, OPTIONS) for letter in "ABC"] == [WRONG, WRONG, RIGHT]
 
 
 @pytest.mark.parametrize(
@@ -323,10 +411,36 @@ def test_a_number_is_the_same_in_every_notation(right, same, others):
 
 
 @pytest.mark.parametrize(
-    "text", ["3 or 4", "4 o 3", "3 e 4", "3-4", "3 kg or 4 kg", "3, 4", "3; 4", "da 3 a 4"]
+    "text",
+    [
+        "3 or 4",
+        "4 o 3",
+        "3 e 4",
+        "3-4",
+        "3 kg or 4 kg",
+        "3, 4",
+        "3; 4",
+        "da 3 a 4",
+        "3, or 4",
+        "3 (or 4)",
+        "3 or maybe 4",
+        "3 kg, or maybe 4 kg",
+        "3, but it could be 4",
+        "3. Or 4",
+        "3 oppure forse 4",
+        "3, o 4",
+        "\\boxed{3} or \\boxed{4}",
+    ],
 )
 def test_two_numbers_at_once_are_no_answer(text):
     assert [worth(f"The answer is {text}.", number) for number in (3, 4)] == [NO_ANSWER] * 2
+
+
+@pytest.mark.parametrize(
+    "text", ["3, not 4", "3 (see 4)", "3, because 4 is too much", "3 or 3", "3, but 4 of them"]
+)
+def test_another_number_in_the_reason_takes_nothing_back(text):
+    assert [worth(f"The answer is {text}.", number) for number in (3, 4)] == [RIGHT, WRONG]
 
 
 @pytest.mark.parametrize(
@@ -402,8 +516,34 @@ def test_words_are_right_whatever_stands_around_them(text):
 
 
 @pytest.mark.parametrize(
-    "text", ["Answer: Parisian", "The answer is Paris or London.", "<answer>London</answer>"]
+    "text",
+    [
+        "The answer is Paris or London.",
+        "The answer is Paris, or London.",
+        "The answer is Paris (or London).",
+        "Answer: Paris, maybe London",
+        "Answer: Paris. Or London.",
+        "La risposta è Paris, oppure Londra.",
+        "<answer>Paris / London</answer>",
+    ],
 )
+def test_the_right_words_and_others_beside_them_are_no_answer(text):
+    assert worth(text, "Paris") == NO_ANSWER
+
+
+@pytest.mark.parametrize(
+    "text", ["Paris, because of London or Rome", "Paris, not London", "Paris (the capital)"]
+)
+def test_other_words_in_the_reason_take_nothing_back(text):
+    assert worth(f"The answer is {text}.", "Paris") == RIGHT
+
+
+def test_what_holds_an_or_itself_is_right_as_a_whole():
+    assert worth("The answer is true or false.", "true or false") == RIGHT
+    assert worth("La risposta è vero o falso.", "vero") == NO_ANSWER
+
+
+@pytest.mark.parametrize("text", ["Answer: Parisian", "Answer: London or Rome", "<answer>London</answer>"])
 def test_other_words_are_wrong(text):
     assert worth(text, "Paris") == WRONG
 

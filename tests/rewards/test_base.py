@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 
 import fastreward.rewards.reference_reward as reference_reward
+from fastreward.errors import InputError
 from fastreward.rewards import SemanticReward
 from fastreward.rewards.answer import AnswerCounts, AnswerReward
-from fastreward.rewards.base import Reward, RewardCounts, TextReward, is_missing
+from fastreward.rewards.base import Reward, RewardCounts, TextReward, is_missing, several
 from fastreward.rewards.format import FormatReward
+from fastreward.rewards.surface import LengthReward
 
 
 def by_length(completions, **columns):
@@ -55,3 +57,57 @@ def test_a_reward_without_a_reference_reads_no_column_and_one_with_it_does():
     assert FormatReward("a")(completions=["<a>x</a>"], reference=7) == [1.0]
     with pytest.raises(ValueError, match="a column 'answer', which answer_reward reads"):
         AnswerReward()(completions=["B"])
+
+
+ARRAYS = [
+    np.array(["one two", "one two three four"]),
+    np.array(["one two", None, "one two three four"], dtype=object),
+    np.array(["one two", "one two three four"], dtype=np.dtypes.StringDType()),
+    ("one two", float("nan"), "one two three four"),
+]
+
+
+@pytest.mark.parametrize("references", ARRAYS, ids=["text", "objects", "strings", "tuple"])
+def test_one_samples_references_may_stand_in_an_array(references):
+    texts = ["one two", "one two three four", "one"]
+    expected = [1.0, 1.0, 0.5]
+    assert LengthReward()(completions=texts, reference=[references] * 3) == expected
+    shared = np.empty(3, dtype=object)
+    shared[:] = [references] * 3
+    assert LengthReward()(completions=texts, reference=shared) == expected
+
+
+@pytest.mark.parametrize(
+    "references", [np.array([], dtype=object), np.array([None, " "]), np.array([np.nan])]
+)
+def test_an_array_without_a_reference_is_a_missing_one(references):
+    assert LengthReward()(completions=["one"], reference=[references]) == [None]
+
+
+@pytest.mark.parametrize("references", [np.array([["one"], ["two"]]), np.array(["one", 7], dtype=object)])
+def test_an_array_of_anything_else_is_an_error_with_the_index(references):
+    with pytest.raises(
+        InputError, match=r"a string, a list of strings or None as reference.* in reference\[1\]"
+    ):
+        LengthReward()(completions=["one", "one"], reference=["one", references])
+
+
+def test_right_answers_and_options_may_stand_in_arrays():
+    reward = AnswerReward(options="options")
+    options = np.array(["heart", "lung"])
+    rewards = reward(
+        completions=["Answer: B", "Answer: A", "Answer: the lung"],
+        answer=[np.array(["A", "B"]), np.array(["B"]), np.array("B")],
+        options=[options] * 3,
+    )
+    assert rewards == [1.0, 0.0, 1.0]
+    numbers = AnswerReward()(
+        completions=["Answer: 4", "Answer: 4"], answer=[np.array([3, 4]), np.array([5.0])]
+    )
+    assert numbers == [1.0, 0.0]
+
+
+def test_what_a_column_holds_for_one_sample_is_one_thing_or_several():
+    assert several(np.array("text")) == ["text"]
+    assert several(np.array([1, 2])) == [1, 2]
+    assert several({"a": 1}) == [{"a": 1}]

@@ -2,6 +2,7 @@ import asyncio
 import contextlib
 import copy
 import functools
+import multiprocessing
 import pickle
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import pytest
 import torch
 
 from fastreward.errors import InputError
+from fastreward.rewards.combine import CombinedReward
+from fastreward.rewards.format import FormatReward
 from fastreward.rewards.judge import JudgeCounts, JudgeReward
 
 
@@ -378,6 +381,42 @@ def test_a_judge_that_hangs_does_not_keep_the_process_alive():
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout.strip() == "[None]"
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_forked_process_has_its_places_whatever_its_parents_judge_is_doing(release, asynchronous):
+    def judge(text: str) -> float:
+        if text == "hang":
+            release.wait()
+        return 1.0
+
+    async def judge_async(text: str) -> float:
+        return judge(text)
+
+    reward = quick(judge_async if asynchronous else judge, timeout_s=5, retries=0, max_concurrency=1)
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(reward, completions=["hang"])
+        while reward._desk._taken == 0:
+            time.sleep(0.001)
+        fork = multiprocessing.get_context("fork")
+        results = fork.SimpleQueue()
+        child = fork.Process(target=lambda: results.put(reward(completions=["a", "b"])), daemon=True)
+        with reward._desk._changed:  # as where a thread of the parent is just taking a place
+            child.start()
+        child.join(timeout=4)  # less than the judge's own time-out: nobody waits for the parent's places
+        alive = child.is_alive()
+        child.kill()
+        release.set()
+        assert call.result(timeout=30) == [1.0]
+    assert not alive
+    assert results.get() == [1.0, 1.0]
+
+
+def test_failures_are_told_at_the_callers_own_line_within_a_combination_too():
+    both = CombinedReward([quick(Flaky(1), retries=0), FormatReward("a")], weights=[1.0, 1.0])
+    with pytest.warns(RuntimeWarning, match="the judge failed") as caught:
+        both(completions=["a"])
+    assert [warning.filename for warning in caught] == [__file__]
 
 
 # --------------------------------------------------------------------------- what the judge gets

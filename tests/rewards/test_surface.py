@@ -1,4 +1,6 @@
 import math
+import random
+import tracemalloc
 from collections import Counter
 
 import pytest
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 
 from fastreward.errors import InputError
 from fastreward.rewards.base import RewardCounts
-from fastreward.rewards.surface import LengthReward, RepetitionReward
+from fastreward.rewards.surface import LengthReward, RepetitionReward, distinct_share
 from fastreward.rewards.words import words
 from fastreward.scorer import Scorer
 
@@ -130,6 +132,41 @@ def test_counting_one_by_one_gives_the_same(letters, n):
     counted = Counter(tuple(letters[i : i + n]) for i in range(len(letters) - n + 1))
     expected = len(counted) / counted.total() if counted else 1.0
     assert RepetitionReward(n)(completions=[" ".join(letters)]) == [expected]
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.text("abcdefghi", max_size=120) | st.text(max_size=60) | st.text(st.characters(categories=["Cs"])),
+    st.integers(1, 32),
+)
+def test_counting_characters_one_by_one_gives_the_same(text, n):
+    counted = {text[i : i + n] for i in range(len(text) - n + 1)}
+    expected = len(counted) / (len(text) - n + 1) if counted else 1.0
+    assert distinct_share(text, n) == expected
+
+
+@pytest.mark.parametrize("n", [1, 3, 31, 32])
+@pytest.mark.parametrize("alphabet", [2, 50_000])
+def test_a_long_text_of_few_or_many_characters_is_counted_exactly(n, alphabet):
+    rng = random.Random(n)
+    text = "".join(chr(0x4E00 + rng.randrange(alphabet) % 20_000) for _ in range(3000))
+    text += text[: 3 * n]
+    counted = {text[i : i + n] for i in range(len(text) - n + 1)}
+    assert distinct_share(text, n) == len(counted) / (len(text) - n + 1)
+
+
+def test_a_megabyte_takes_memory_for_its_characters_and_not_for_its_n_grams():
+    rng = random.Random(0)
+    text = "".join(rng.choices("abcdefghijklmnopqrstuvwxyz ", k=10**6))
+    reward = RepetitionReward(32, unit="characters")
+    tracemalloc.start()
+    try:
+        (share,) = reward(completions=[text])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 48 * len(text)
+    assert share == 1.0
 
 
 def test_a_text_said_twice_is_worth_half():

@@ -1,17 +1,22 @@
 # Two commands for a newcomer: `make demo` and `make test`. Each sets up what it needs and then does its job.
 #
-#   make demo    score the example explanations and compare with the usual way
-#   make test    all tests that need no GPU
-#   make lint    ruff, the format check and mypy
-#   make bench   the CPU benchmarks (minutes; stop other work first)
-#   make peers   the libraries that `make bench` compares with, in an environment of their own
-#   make gpu     the tests on CUDA, then the GPU benchmarks, with this machine's own python3
-#   make clean   remove the environment and what the tools left behind
+#   make demo         score the example explanations and compare with the usual way
+#   make test         all tests that need no GPU
+#   make lint         ruff, the format check and mypy
+#   make docs         build the documentation into build/docs
+#   make bench        the CPU benchmarks (minutes; stop other work first)
+#   make bench-compare BASE=REV   the working tree's speed beside an older commit's
+#   make peers        the libraries that `make bench` compares with, in an environment of their own
+#   make train-demo   a small policy through CPT, SFT and GRPO (a quarter of an hour)
+#   make train-arms   GRPO with other rewards, three seeds each; it goes on where it stopped
+#   make gpu          the tests on CUDA, then the GPU benchmarks, with this machine's own python3
+#   make clean        remove the environment and what the tools left behind
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-cpu test-interpreter test-compile test-trl lint format coverage bench peers gpu clean
+.PHONY: help setup demo test test-cpu test-interpreter test-compile test-trl lint format coverage docs \
+	bench bench-compare peers train-demo train-arms gpu clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -74,7 +79,8 @@ $(VENV)/trl-$(TRL_OLDEST)/.ready: $(VENV)/.ready
 # kernels whatever the device, which only the interpreter runs on a CPU.
 test-trl: $(VENV)/trl-$(TRL_OLDEST)/.ready
 	TRITON_INTERPRET=1 PYTHONPATH=$(VENV)/trl-$(TRL_OLDEST) $(BIN)/python -m pytest -q \
-	  tests/integrations/test_trl.py tests/integrations/test_trl_trainers.py -m "not slow"
+	  tests/integrations/test_trl.py tests/integrations/test_trl_trainers.py \
+	  tests/integrations/test_trl_profiling.py -m "not slow"
 
 lint: setup
 	$(BIN)/ruff check .
@@ -91,8 +97,22 @@ coverage: setup
 	TRITON_INTERPRET=1 $(BIN)/coverage run --append -m pytest -q tests/ops
 	$(BIN)/coverage report --skip-covered --show-missing
 
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 bench: setup
 	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+# The working tree beside an older commit, in turns.
+bench-compare: setup
+	@test -n "$(BASE)" || { echo "Which commit to compare with? make bench-compare BASE=main" >&2; exit 2; }
+	$(BIN)/python benchmarks/compare.py $(BASE) $(if $(SUITES),--suites $(SUITES))
+
+train-demo: setup
+	$(BIN)/python benchmarks/train_demo.py
+
+train-arms: setup
+	$(BIN)/python benchmarks/train_arms.py
 
 # They need an older transformers than ours.
 peers: $(VENV)/peers/.ready

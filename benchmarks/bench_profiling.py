@@ -7,6 +7,9 @@ in a turn: against a reward of 10 ms the difference would be lost in the clock's
 each call, so that none has been hashed before. The bound is 1 % of 10 ms, 100 µs. Caches are warm there; the
 last row has a reward that leaves the processor for 10 ms each time, and what the timeline says of itself
 then, which counts the same work with cold caches.
+
+A second table has what the library's own stages cost where no timeline is, which is always: the bound is 1 µs
+each. And what a step of a trainer costs that has one attached: its phases, and its figures for the log.
 """
 
 from __future__ import annotations
@@ -21,12 +24,18 @@ import pytest
 from rich.table import Table
 
 from benchmarks.measure import CPU, Timing, WallClock, repeated
-from fastreward.profiling import Timeline
+from fastreward.profiling import Timeline, stage
+from fastreward.profiling.exclusive import ExclusivePhases
 
 REWARD_S: Final = 0.010
 ASKED: Final = 0.01
 TEXTS: Final = 64
 CALLS: Final = 200
+STAGE_S: Final = 1e-6
+STAGES: Final = 10_000
+PHASES: Final = ("data", "prepare", "generate", "log-probs", "loss", "backward", "optimizer", "log")
+STEP_S: Final = 0.1
+"""A short step of a trainer, of which a timeline may take `ASKED`."""
 
 
 def at_once(completions: list[str], **columns: object) -> list[float]:
@@ -118,3 +127,71 @@ def test_rewards_of_10_ms_keep_their_time(
         f"{own * 1e6:.1f}",
     )
     benchmark.extra_info.update({"seconds_a_call": more, "own_seconds_a_call": own, "asked": ASKED})
+
+
+# --------------------------------------------------------------------------- stages, and steps of a trainer
+
+
+def nothing(count: int) -> None:
+    for _ in range(count):
+        pass
+
+
+def stages(count: int) -> None:
+    for _ in range(count):
+        with stage("encode"):
+            pass
+
+
+def steps(count: int, timeline: Timeline, phases: ExclusivePhases) -> None:
+    """Steps of a trainer that does nothing, with a piece of "prepare" behind each inner phase."""
+    for _ in range(count):
+        timeline.next_step()
+        for name in PHASES:
+            outer = phases.push("prepare")
+            phases.pop(phases.push(name))
+            phases.pop(outer)
+        timeline.latest_step()
+
+
+@pytest.fixture(scope="module")
+def hooks(show: Callable[[Table], None]) -> Table:
+    table = Table(title="What hooks cost; p50 (p20 – p80) of rounds in turns")
+    for name in ("hook", "each (µs)", "asked"):
+        table.add_column(name, justify="right")
+    show(table)
+    return table
+
+
+def add(hooks: Table, name: str, spent: Timing, asked_s: float) -> None:
+    verdict = "met" if spent.p50 < asked_s else "MISSED"
+    hooks.add_row(
+        name,
+        f"{spent.p50 * 1e6:.2f} ({spent.p20 * 1e6:.2f} – {spent.p80 * 1e6:.2f})",
+        f"< {asked_s * 1e6:.0f} µs {verdict}",
+    )
+
+
+def test_a_stage_without_a_timeline(
+    interleave: Callable[..., dict[str, Timing]], benchmark: Any, hooks: Table, quick: bool, rounds: int
+) -> None:
+    count = 100 if quick else STAGES
+    variants = {"stages": repeated(partial(stages, count)), "nothing": repeated(partial(nothing, count))}
+    timings = interleave(variants, WallClock(CPU), 4 * rounds)
+    pairs = zip(timings["stages"].seconds, timings["nothing"].seconds, strict=True)
+    spent = Timing(tuple((with_it - without) / count for with_it, without in pairs))
+    add(hooks, "a stage, no timeline", spent, STAGE_S)
+    benchmark.extra_info.update({"seconds_a_stage": spent.as_json(), "asked_s": STAGE_S})
+
+
+def test_a_step_of_a_trainer(
+    interleave: Callable[..., dict[str, Timing]], benchmark: Any, hooks: Table, quick: bool, rounds: int
+) -> None:
+    count = 8 if quick else 100
+    timeline = Timeline()
+    variants = {"steps": repeated(partial(steps, count, timeline, ExclusivePhases(timeline)))}
+    timing = interleave(variants, WallClock(CPU), 2 * rounds)["steps"]
+    assert timeline.report().failures == 0
+    spent = Timing(tuple(seconds / count for seconds in timing.seconds))
+    add(hooks, f"a step of {3 * len(PHASES)} phases and its figures", spent, ASKED * STEP_S)
+    benchmark.extra_info.update({"seconds_a_step": spent.as_json(), "asked_s": ASKED * STEP_S})

@@ -27,6 +27,7 @@ from fastreward.errors import (
 if TYPE_CHECKING:
     from fastreward.configuration import ScorerStats
     from fastreward.out_of_memory import DeviceMemoryError
+    from fastreward.profiling import Timeline
     from fastreward.rewards.answer import AnswerReward
     from fastreward.rewards.base import Reward
     from fastreward.rewards.bertscore import BERTScoreReward
@@ -60,6 +61,7 @@ _LAZY: Final = {
     "Scorer": "fastreward.scorer",
     "ScorerStats": "fastreward.configuration",
     "SemanticReward": "fastreward.rewards.semantic",
+    "Timeline": "fastreward.profiling",
 }
 
 __all__ = [
@@ -85,6 +87,7 @@ __all__ = [
     "Scorer",
     "ScorerStats",
     "SemanticReward",
+    "Timeline",
     "UnsupportedArchitectureError",
     "__version__",
 ]

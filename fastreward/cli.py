@@ -1,14 +1,13 @@
-"""The command line: `fastreward score`, `export`, `calibrate` and `doctor`."""
+"""The command line: `fastreward score`, `export`, `calibrate`, `doctor`; the rest is in modules beside it."""
 
 from __future__ import annotations
 
-import errno
 import json
 import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal, TypeAlias
@@ -20,7 +19,9 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table as RichTable
 
 import fastreward
-from fastreward.errors import FastRewardError, InputError
+from fastreward import cli_bench, cli_profile, cli_train
+from fastreward.cli_errors import errors_on_stderr
+from fastreward.errors import InputError
 from fastreward.table_io import TABLES, Columns, Row, Table, json_type, replacement
 
 # torch takes seconds to import: only a command that needs it does so.
@@ -41,18 +42,6 @@ def main() -> None:
     app(prog_name="fastreward")
 
 
-@contextmanager
-def _errors_on_stderr() -> Iterator[None]:
-    """Turn what the user can mend into one message and exit code 2."""
-    try:
-        yield
-    except (FastRewardError, OSError) as error:
-        if isinstance(error, OSError) and error.errno == errno.EPIPE:
-            raise  # whoever read our output has left: typer ends quietly
-        typer.echo(f"fastreward: {error}", err=True)
-        raise typer.Exit(2) from error
-
-
 def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"fastreward {fastreward.__version__}")
@@ -69,7 +58,7 @@ def _options(
 
 
 @app.command(no_args_is_help=True)
-@_errors_on_stderr()
+@errors_on_stderr()
 def score(
     source: Annotated[
         str, typer.Argument(metavar="INPUT", help="FILE.jsonl, FILE.csv, or - for standard input.")
@@ -274,7 +263,7 @@ def _progress(shown: bool) -> Progress:
 
 
 @app.command(no_args_is_help=True)
-@_errors_on_stderr()
+@errors_on_stderr()
 def export(
     encoder: Annotated[str, typer.Argument(metavar="ENCODER", help="Name or folder of the encoder.")],
     to: Annotated[Path, typer.Option(help="A new or empty folder.")],
@@ -300,7 +289,7 @@ def export(
 
 
 @app.command(no_args_is_help=True)
-@_errors_on_stderr()
+@errors_on_stderr()
 def calibrate(
     encoder: Annotated[str, typer.Argument(metavar="ENCODER", help="Name or folder of the encoder.")],
     texts: Annotated[
@@ -330,7 +319,7 @@ def calibrate(
 
 
 @app.command()
-@_errors_on_stderr()
+@errors_on_stderr()
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
     measure: Annotated[
@@ -370,3 +359,11 @@ def _as_cell(value: object) -> str:
     if value is None:
         return "–"
     return ("yes" if value else "no") if isinstance(value, bool) else str(value)
+
+
+app.command()(errors_on_stderr()(cli_bench.bench))
+app.command(no_args_is_help=True, context_settings=cli_profile.CONTEXT_SETTINGS)(
+    errors_on_stderr()(cli_profile.profile)
+)
+app.add_typer(cli_train.app_train, name="train")
+app.command(no_args_is_help=True)(cli_train.evaluate)

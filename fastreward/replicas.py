@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeAlias
@@ -19,6 +20,7 @@ from fastreward.cuda_streams import new_stream, used_here
 from fastreward.encoders.base import Encoder
 from fastreward.out_of_memory import Computed, Function, Recovery
 from fastreward.packing import PackedBatch
+from fastreward.profiling.stages import stage
 
 
 @dataclass
@@ -69,11 +71,14 @@ class Replicas:
         """
         shared = _Shared(batches)
         if len(self.members) == 1:
-            return list(self._taken(shared, partial(function, 0))), shared.stats
+            return list(self._taken(shared, partial(_encoded, function, 0))), shared.stats
         ready = [stream.record_event() for stream in _current_streams(self.home)]
         with ThreadPoolExecutor(len(self.members), thread_name_prefix="fastreward-replica") as threads:
             numbers = range(len(self.members))
-            work = [threads.submit(self._work, number, shared, function, ready) for number in numbers]
+            work = [
+                threads.submit(copy_context().run, self._work, number, shared, function, ready)
+                for number in numbers
+            ]
             try:
                 finished = [each.result() for each in work]  # the first that failed raises here
             except BaseException:
@@ -97,8 +102,9 @@ class Replicas:
 
         def there_and_back(packed: PackedBatch, rows: Sequence[int]) -> tuple[Tensor, ...]:
             if len(busy) > 1:
-                busy.pop(0).synchronize()
-            results = function(number, _moved(packed, device), rows)
+                with stage("wait"):
+                    busy.pop(0).synchronize()
+            results = _encoded(function, number, _moved(packed, device), rows)
             busy.extend(stream.record_event() for stream in streams[-1:])
             return tuple(result.to(self.home) for result in results)
 
@@ -143,6 +149,11 @@ class _Shared:
     def stop(self) -> None:
         """Give out no more batches."""
         self._batches = None
+
+
+def _encoded(function: Compute, number: int, packed: PackedBatch, rows: Sequence[int]) -> tuple[Tensor, ...]:
+    with stage("encode"):
+        return function(number, packed, rows)
 
 
 def _streams(device: torch.device, home: torch.device) -> list[torch.cuda.Stream]:

@@ -24,6 +24,7 @@ from fastreward.matching import match
 from fastreward.ops.maxsim import MaxSim
 from fastreward.ops.pooled_cosine import Pooling
 from fastreward.packing import upload
+from fastreward.profiling.stages import stage
 from fastreward.shared_encoder import SharedEncoder
 from fastreward.text_arguments import Text, TextLike, checked_references, checked_texts
 from fastreward.word_cache import WORD_CACHE_BYTES
@@ -185,13 +186,18 @@ class Scorer(SharedEncoder):
             vectors = self._counted(engine.reference_vectors(list(known)))
             if len(pairs) == len(texts) and engine.fuses_cosine:
                 # Every text has one pair, and pairs were numbered as texts were: row n is text n.
-                fused = engine.cosine(list(texts), vectors, [reference for _, reference in pairs])
-                scores = self._counted(fused).cpu()
+                fused = self._counted(
+                    engine.cosine(list(texts), vectors, [reference for _, reference in pairs])
+                )
+                with stage("wait"):
+                    scores = fused.cpu()
             else:
                 ours = self._counted(engine.vectors(list(texts)))
-                scores = pair_cosines(engine, ours, vectors, list(pairs)).cpu()
+                with stage("score"):
+                    scores = pair_cosines(engine, ours, vectors, list(pairs)).cpu()
             self._require_finite(engine, scores, known)
-        return best_of(scores, chosen)
+        with stage("score"):
+            return best_of(scores, chosen)
 
     def similarity(self, completions: Sequence[TextLike], references: Sequence[TextLike]) -> Tensor:
         """Score every completion by its cosine with every reference.
@@ -222,7 +228,8 @@ class Scorer(SharedEncoder):
             self._count(ScorerStats(texts=len(rows) + len(columns), unique_texts=len(texts) + len(known)))
             vectors = self._counted(engine.reference_vectors(list(known)))
             ours = self._counted(engine.vectors(list(texts)))
-            scores = all_cosines(engine, ours, vectors)
+            with stage("score"):
+                scores = all_cosines(engine, ours, vectors)
             self._require_finite(engine, scores, known)
         if len(texts) < len(rows):
             scores = scores[[texts[text] for text in rows]]

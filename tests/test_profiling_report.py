@@ -105,11 +105,12 @@ def test_the_table_of_rewards_names_what_they_did() -> None:
     text = io.StringIO()
     Console(file=text, width=200).print(timeline.report().rewards_table())
     (line,) = (line for line in text.getvalue().splitlines() if "reward " in line and "│" in line)
-    assert [cell.strip() for cell in line.strip("│").split("│")][:7] == [
+    assert [cell.strip() for cell in line.strip("│").split("│")][:8] == [
         "reward",
         "1",
         "3",
         "2",
+        "–",
         "–",
         "–",
         "1",

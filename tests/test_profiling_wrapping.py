@@ -278,6 +278,7 @@ def test_what_a_scorer_counts_is_charged_to_the_call(tiny_folder: Path) -> None:
     assert 2 * found.tokens == spent.tokens > 0
     assert (found.texts, found.unique_texts, found.encoded_texts) == (6, 4, 4)
     assert (found.cache_hits, found.cache_misses) == (4, 0)
+    assert found.hit_rate == 0.5  # the references, and not the texts
 
 
 def test_a_scorer_that_is_built_at_the_first_call_is_built_by_the_call_alone(tiny_folder: Path) -> None:
@@ -403,3 +404,47 @@ def test_watching_a_call_takes_a_bounded_number_of_operations() -> None:
         return sum(calls.values())
 
     assert counted(watched) - counted(brief) < 200
+
+
+# --------------------------------------------------------------------------- the stages of our own scorer
+
+STAGES = {"tokenise", "copy", "encode", "wait", "score"}
+
+
+def test_a_scorer_says_how_its_time_is_split(tiny_folder: Path) -> None:
+    timeline = Timeline()
+    watched = timeline.wrap(SemanticReward(Scorer(tiny_folder, device="cpu")))
+    # Long enough for chunks, of which a thread prepares the next one.
+    texts = [f"the heart pumps blood {number} " * 40 for number in range(120)]
+    watched(completions=texts, reference=["blood"] * len(texts))
+    found = only(timeline.report())
+    assert set(found.stages) == STAGES
+    assert all(seconds > 0 for seconds in found.stages.values())
+    on_the_callers_thread = sum(found.stages[name] for name in ("encode", "wait", "score"))
+    assert on_the_callers_thread <= found.total_s
+
+
+def test_replicas_work_for_the_call_that_they_are_asked_by(tiny_folder: Path) -> None:
+    timeline = Timeline()
+    watched = timeline.wrap(SemanticReward(Scorer(tiny_folder, device=["cpu", "cpu"])))
+    texts = [f"the heart pumps blood {number} " * 40 for number in range(120)]
+    watched(completions=texts, reference=["blood"] * len(texts))
+    assert {"tokenise", "copy", "encode"} <= set(only(timeline.report()).stages)
+
+
+def test_calls_at_once_on_one_scorer_keep_their_stages_apart(tiny_folder: Path) -> None:
+    timeline = Timeline()
+    scorer = Scorer(tiny_folder, device="cpu")
+    names = [f"reward {number}" for number in range(4)]
+    rewards = [timeline.wrap(SemanticReward(scorer), name=name) for name in names]
+    with ThreadPoolExecutor(4) as pool:
+        calls = [
+            pool.submit(reward, completions=[f"{number} heart"] * 2, reference=["blood"] * 2)
+            for number, reward in enumerate(rewards)
+        ]
+        for call in calls:
+            call.result()
+    rows = timeline.report().rewards
+    assert len(rows) == 4
+    assert all({"tokenise", "encode"} <= set(found.stages) for found in rows)
+    assert all(found.stages["encode"] <= found.total_s for found in rows)

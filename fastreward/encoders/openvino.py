@@ -21,6 +21,7 @@ from fastreward.encoders.checkpoint import Checkpoint
 from fastreward.encoders.cpus import int8_runs_here, resolve_threads
 from fastreward.encoders.numerics import own_numerics
 from fastreward.encoders.openvino_graph import (
+    Input,
     Product,
     Weights,
     build_graph,
@@ -160,7 +161,7 @@ class OpenVINOEncoder:
         product = None
         if self.calibration is not None:
             _check_belongs(self.calibration, layers, self._checkpoint)
-            product = int8_product(self.calibration, len(layers))
+            product = int8_product(self.calibration)
         graph = build_graph(self._architecture, embeddings, layers, pooling=pooling, product=product)
         return _Compiled(graph, self._options)
 
@@ -268,8 +269,8 @@ def even_parts(lengths: Sequence[int], tokens: int) -> list[list[int]]:
 def _recording(inputs: dict[str, Any]) -> Product:
     """Products as they are, their inputs kept by name."""
 
-    def product(x: Node, weight: Weights, bias: Weights | None, name: str) -> Node:
-        inputs[name] = x
+    def product(x: Input, weight: Weights, bias: Weights | None, name: str) -> Node:
+        inputs[name] = x.node
         return plain_product(x, weight, bias, name)
 
     return product

@@ -3,8 +3,12 @@
 Activations are rounded to 256 levels between two bounds that hold for all tokens, weights to 255 with a scale
 for each output. Before that each channel of the input is divided by a factor, and the weight's column
 multiplied by it, that evens out how far the channels spread (SmoothQuant, arXiv 2211.10438). What the
-rounding of the weights takes from the outputs at the mean, the bias puts back. Attention, norms and residuals
-stay as they are: they are little of the time and much of the precision.
+rounding takes from the outputs at the mean, the bias puts back. Attention, norms and residuals stay as they
+are: they are little of the time and much of the precision.
+
+A rounding is as cheap as what the plug-in makes it a part of. By itself, with bounds of its own for each
+channel, it takes three times as long as a norm. So what a product writes is rounded by that product, and all
+else by the pass that shifts and divides the channels, which leaves one pair of bounds to the rounding.
 """
 
 from __future__ import annotations
@@ -19,14 +23,14 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fastreward.encoders.openvino_graph import Product, Weights, constant, plain_product
+from fastreward.encoders.openvino_graph import Input, Product, Weights, constant
 from fastreward.encoders.weights import Layer
 from fastreward.errors import CheckpointError
 
 if TYPE_CHECKING:
     from openvino import Node
 
-MIGRATION: Final = 0.75
+MIGRATION: Final = 0.8
 """The share of a channel's spread that the weights take over, SmoothQuant's α. On MiniLM and explanations 0.5
 was worse, 0.65 to 0.85 were alike: weights have a scale for each output and can bear more."""
 
@@ -39,11 +43,6 @@ rest must not be multiplied up without bound."""
 
 SMALLEST_RANGE: Final = 1e-20
 """Between the bounds of an input at least: what is less is nothing, and its steps would be denormal."""
-
-EXACT_SHARE: Final = 1 / 6
-"""Share of the layers, the first ones, whose feed-forward output is not in 8 bits: what GELU hands it has a
-long tail, and an early error goes through all layers. In MiniLM that is the first layer: the squared error of
-scores falls by 30 % for 3 % of the time. With two layers it falls by half for 6 %."""
 
 FORMAT: Final = 1
 
@@ -138,18 +137,14 @@ def weights_digest(layers: Sequence[Layer]) -> str:
     return digest.hexdigest()[:16]
 
 
-def int8_product(calibration: Calibration, num_layers: int) -> Product:
-    """Return what writes a product in 8 bits, for `build_graph`; a few that bear it badly stay as they are.
+def int8_product(calibration: Calibration) -> Product:
+    """Return what writes a product in 8 bits, for `build_graph`.
 
     Args:
         calibration: Of the same encoder.
-        num_layers: How many layers the graph has.
     """
-    exact = {f"{layer}.down" for layer in range(round(EXACT_SHARE * num_layers))}
 
-    def product(x: Node, weight: Weights, bias: Weights | None, name: str) -> Node:
-        if name in exact:
-            return plain_product(x, weight, bias, name)
+    def product(x: Input, weight: Weights, bias: Weights | None, name: str) -> Node:
         # Where queries stand apart, in the last layer of CLS pooling, they get what keys and values get.
         found = calibration.ranges.get(name.replace(".query", ".qkv"))
         if found is None or found.low.shape != (weight.shape[1],):
@@ -158,32 +153,70 @@ def int8_product(calibration: Calibration, num_layers: int) -> Product:
                 "none" if found is None else str(found.low.shape[0]),
                 "Calibrate again, with calibrate_int8.",
             )
-        return _rounded_product(x, weight, bias, name, found)
+        # The feed-forward output alone has its input from a product, by way of GELU.
+        rounded = _rounded_by_product if name.endswith(".down") else _rounded_in_a_pass
+        return _multiplied(rounded(x, weight, found), weight, bias, found, name)
 
     return product
 
 
-def _rounded_product(x: Node, weight: Weights, bias: Weights | None, name: str, found: InputRange) -> Node:
-    import openvino.opset13 as op
+@dataclass(frozen=True)
+class _Rounded:
+    """A product's input in 8 bits: the input is `node · factors + shift`, near enough."""
 
+    node: Node
+    factors: Weights
+    shift: Weights
+
+
+def _rounded_by_product(x: Input, weight: Weights, found: InputRange) -> _Rounded:
+    """Round as the last step of the product that writes x. It can have bounds for each channel."""
     factors = smoothing(np.maximum(np.abs(found.low), np.abs(found.high)), weight)
     low, high = bounds(found.low / factors, found.high / factors)
-    # The division by the factors is done by the rounding itself, whose bounds differ from channel to channel
-    # before it and are one for all behind it.
-    rounded = op.fake_quantize(
-        x,
-        constant(low * factors[None]),
-        constant(high * factors[None]),
-        constant(low),
-        constant(high),
-        ACTIVATION_LEVELS,
-    )
-    smoothed = weight * factors
+    node = _round(x.node, low * factors[None], high * factors[None], low, high)
+    return _Rounded(node, factors, np.zeros_like(factors))
+
+
+def _rounded_in_a_pass(x: Input, weight: Weights, found: InputRange) -> _Rounded:
+    """Round in the pass that computes (x - shift) / factors, of x or of what x is computed from."""
+    shift = found.mean
+    factors = smoothing(np.maximum(found.high - shift, shift - found.low), weight)
+    if (x.scale > 0).all():
+        # OpenVINO would put the whole pass into the rounding's bounds, but for a factor below 0.
+        factors[0] = -factors[0]
+    ends = (found.low - shift) / factors, (found.high - shift) / factors
+    low, high = bounds(np.minimum(*ends), np.maximum(*ends))
+    import openvino.opset13 as op
+
+    # As rows: OpenVINO puts an addition of a plain vector into the bounds too.
+    scaled = op.multiply(x.base, constant((x.scale / factors)[None]))
+    shifted = op.add(scaled, constant(((x.shift - shift) / factors)[None]))
+    return _Rounded(_round(shifted, low, high, low, high), factors, shift)
+
+
+def _round(
+    x: Node,
+    low: Weights | np.float32,
+    high: Weights | np.float32,
+    written_low: np.float32,
+    written_high: np.float32,
+) -> Node:
+    import openvino.opset13 as op
+
+    ends = [constant(end) for end in (low, high, written_low, written_high)]
+    return op.fake_quantize(x, *ends, ACTIVATION_LEVELS)
+
+
+def _multiplied(x: _Rounded, weight: Weights, bias: Weights | None, found: InputRange, name: str) -> Node:
+    import openvino.opset13 as op
+
+    smoothed = weight * x.factors
     whole, scales = round_weights(smoothed)
     stored = op.multiply(op.convert(op.constant(whole), "f32"), constant(scales))
-    y = op.matmul(rounded, stored, transpose_a=False, transpose_b=True, name=name)
-    drift = (smoothed - whole * scales) @ (found.mean / factors)
-    return op.add(y, constant(np.float32(drift if bias is None else bias + drift)))
+    y = op.matmul(x.node, stored, transpose_a=False, transpose_b=True, name=name)
+    drift = (smoothed - whole * scales) @ ((found.mean - x.shift) / x.factors)
+    offset = weight @ x.shift + drift
+    return op.add(y, constant(np.float32(offset if bias is None else bias + offset)))
 
 
 def smoothing(spread: Weights, weight: Weights) -> Weights:

@@ -3,8 +3,9 @@
 `Timeline` is all that a training loop needs; it names what its figures mean.
 
 Modules: `timeline` (the face) on `recorder` (begins and ends), `wrapping` and `counting` (rewards), `devices`
-(CUDA), `stages` (within a reward), `files` (several processes); `ledger` and `accounting` on `intervals`
-(sums, exposed and hidden); `summary`, `report` and `trace` (what comes out).
+(CUDA), `stages` (within a reward), `exclusive` (phases that add up), `files` (several processes); `ledger`
+and `accounting` on `intervals` (sums, exposed and hidden); `summary`, `report`, `step_table` and `trace`
+(what comes out); `page`, `advice` and `replay` (what is made of it).
 """
 
 from fastreward.profiling.devices import CudaClock, DeviceClock

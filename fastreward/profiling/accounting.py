@@ -92,7 +92,7 @@ def account(
         piece = max(span.begin_ns, begin_ns), min(end_ns if span.end_ns is None else span.end_ns, end_ns)
         if piece[0] < piece[1]:
             pieces[span] = piece
-    hidden = _Hiding(pieces)
+    hidden = Hiding(pieces)
     by_key: dict[Key, Seconds] = {}
     exposed: list[Interval] = []
     for span, piece in pieces.items():
@@ -118,7 +118,7 @@ def account(
     )
 
 
-class _Hiding:
+class Hiding:
     """Finds what of a span is hidden: where a phase works that is neither around the span nor within it.
 
     Args:
@@ -126,7 +126,7 @@ class _Hiding:
     """
 
     def __init__(self, pieces: Mapping[Span, Interval]) -> None:
-        self._work = _work(pieces)
+        self._work = work_of(pieces)
         self._heights = levels(part for parts in self._work.values() for part in parts)
         self._at_least: dict[int, Coverage] = {}
         self._relatives: dict[Span, list[Span]] = {span: [] for span in pieces}
@@ -165,7 +165,7 @@ class _Hiding:
         return self._at_least[height]
 
 
-def _work(pieces: Mapping[Span, Interval]) -> dict[Span, list[Interval]]:
+def work_of(pieces: Mapping[Span, Interval]) -> dict[Span, list[Interval]]:
     """When each phase works: not while it waits, which a wait within it says, in its own thread and task."""
     waits: dict[Span, list[Interval]] = {}
     for span, piece in pieces.items():

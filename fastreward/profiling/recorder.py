@@ -19,10 +19,10 @@ from fastreward.profiling.devices import DeviceTimer, Mark
 from fastreward.profiling.files import EventFile
 from fastreward.profiling.ledger import Ledger, Totals
 from fastreward.profiling.opened import Open, Options, outcome_of, task_number
-from fastreward.profiling.report import Report
+from fastreward.profiling.report import Report, StepReport
 from fastreward.profiling.spans import Counts, Kind, Process, Span, Step, clock_offset_ns
 from fastreward.profiling.stages import current_span, renew_lock
-from fastreward.profiling.summary import Own, Rank, summarise
+from fastreward.profiling.summary import Own, Rank, latest_step, summarise
 from fastreward.profiling.wrapping import Watched
 
 P = ParamSpec("P")
@@ -297,6 +297,13 @@ class Recorder:
             own = Own(self._overhead_ns / 1e9, self._recorded, self.failures)
         rank = Rank(self.process.rank, ledger, ledger.last_ns(now_ns))
         return summarise([rank], ledger.totals, (self.process,), own)
+
+    @guarded
+    def latest_step(self) -> StepReport | None:
+        """Report on the step that runs, up to now, or else on the last one."""
+        with self._lock:
+            steps, spans, now_ns = list(self._ledger.steps), self._ledger.spans, self.now()
+        return latest_step(steps, spans, self.process, self.options.generation, now_ns)
 
     @guarded
     def flush(self, *, last: bool = False) -> None:

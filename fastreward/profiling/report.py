@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fastreward.profiling.accounting import Stretch
 from fastreward.profiling.spans import Kind, Process, Span
 from fastreward.profiling.trace import trace_events
+from fastreward.profiling.wording import time_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -88,6 +89,12 @@ class RewardReport(PhaseReport):
     cache_hits: int | None
     cache_misses: int | None
     stages: Mapping[str, float]
+
+    @property
+    def hit_rate(self) -> float | None:
+        """What part of the vectors that its scorers needed was known; ``None`` if that is not counted."""
+        needed = (self.cache_hits or 0) + (self.encoded_texts or 0)
+        return None if self.cache_hits is None or not needed else self.cache_hits / needed
 
     @property
     def note(self) -> str:
@@ -231,35 +238,36 @@ class Report:
 
         table = Table(title="Rewards")
         table.add_column("reward")
-        headings = ("calls", "texts", "unique", "tokens", "known", "at once", "device")
+        headings = ("calls", "texts", "unique", "tokens", "known", "hit rate", "at once", "device")
         for heading in (*headings, "stages"):
             table.add_column(heading, justify="left" if heading == "stages" else "right")
         for row in self.rewards:
-            stages = ", ".join(f"{name} {_time(value)}" for name, value in row.stages.items())
-            counts = (row.count, row.texts, row.unique_texts, row.tokens, row.cache_hits, row.most_in_flight)
+            stages = ", ".join(f"{name} {time_text(value)}" for name, value in row.stages.items())
+            counts = (row.count, row.texts, row.unique_texts, row.tokens, row.cache_hits)
             cells = ["–" if count is None else str(count) for count in counts]
-            table.add_row(row.name, *cells, _time(row.device_s), stages)
+            rate = "–" if row.hit_rate is None else f"{row.hit_rate:.1%}"
+            table.add_row(row.name, *cells, rate, str(row.most_in_flight), time_text(row.device_s), stages)
         return table
 
     def _title(self) -> str:
         ranks = len({process.rank for process in self.processes})
         where = f" of {ranks} ranks" if ranks > 1 else ""
-        return f"{self.steps or 'No'} steps marked{where}, {_time(self.wall_s)}"
+        return f"{self.steps or 'No'} steps marked{where}, {time_text(self.wall_s)}"
 
     def _caption(self) -> str:
         lines = [
-            f"rewards: {_time(self.reward_exposed_s)} exposed, {_time(self.reward_hidden_s)} hidden, "
+            f"rewards: {time_text(self.reward_exposed_s)} exposed, {time_text(self.reward_hidden_s)} hidden, "
             f"{self.most_in_flight} at once at most"
         ]
         if self.tail_ratio is not None:
             lines.append(
-                f"tail: {_time(self.tail_median_s)} median, {_time(self.tail_p90_s)} p90, "
+                f"tail: {time_text(self.tail_median_s)} median, {time_text(self.tail_p90_s)} p90, "
                 f"{self.tail_ratio:.1%} of the steps"
             )
-        lines.append(f"nothing recorded: {_time(self.idle_s)} ({_part(self.idle_s, self.wall_s):.1%})")
+        lines.append(f"nothing recorded: {time_text(self.idle_s)} ({_part(self.idle_s, self.wall_s):.1%})")
         lines.append(
-            f"the profiler itself: {_time(self.overhead_s)} ({_part(self.overhead_s, self.wall_s):.2%}), "
-            f"{_time(_part(self.overhead_s, self.recorded))} a call"
+            f"the profiler itself: {time_text(self.overhead_s)} ({_part(self.overhead_s, self.wall_s):.2%}), "
+            f"{time_text(_part(self.overhead_s, self.recorded))} a call"
         )
         if self.failures:
             lines.append(f"errors of the profiler: {self.failures}; the figures may lack something")
@@ -296,29 +304,16 @@ def quantile(values: Sequence[float], q: float) -> float | None:
 
 
 def _cells(row: PhaseReport) -> list[str]:
-    times = [_time(value) for value in (row.median_s, row.p90_s, row.total_s)]
+    times = [time_text(value) for value in (row.median_s, row.p90_s, row.total_s)]
     return [
         row.label,
         str(row.count),
         *times,
         f"{row.share:.1%}",
-        _time(row.exposed_s),
-        _time(row.hidden_s),
-        _time(row.drain_s),
+        time_text(row.exposed_s),
+        time_text(row.hidden_s),
+        time_text(row.drain_s),
     ]
-
-
-def _time(seconds: float | None) -> str:
-    """A time in the unit that suits it."""
-    if seconds is None:
-        return "–"
-    if seconds >= 100:
-        return f"{seconds:.0f} s"
-    if seconds >= 1:
-        return f"{seconds:.2f} s"
-    if seconds >= 1e-3 or seconds == 0:
-        return f"{seconds * 1e3:.1f} ms"
-    return f"{seconds * 1e6:.1f} µs"
 
 
 def _part(part: float, whole: float) -> float:

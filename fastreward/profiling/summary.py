@@ -6,11 +6,11 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fastreward.profiling.accounting import Key
+from fastreward.profiling.accounting import Key, account
 from fastreward.profiling.files import Recording
 from fastreward.profiling.ledger import Ledger, Tally, Totals
 from fastreward.profiling.report import PhaseReport, Report, RewardReport, StepReport, quantile
-from fastreward.profiling.spans import Process, Span
+from fastreward.profiling.spans import Process, Span, Step
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,31 @@ def summarise(ranks: Sequence[Rank], totals: Totals, processes: tuple[Process, .
         spans=tuple(spans),
         until_ns=max((rank.until_ns for rank in ranks), default=origin),
     )
+
+
+def latest_step(
+    steps: Sequence[Step],
+    spans: Iterable[Span],
+    process: Process,
+    generation: Collection[str],
+    now_ns: int,
+) -> StepReport | None:
+    """Report on the last of some steps, up to now if it runs; ``None`` of none.
+
+    Args:
+        steps: In the order in which they began.
+        spans: Of the same process.
+        process: The process.
+        generation: Names of the phases that generate.
+        now_ns: The time.
+    """
+    if not steps:
+        return None
+    step = steps[-1]
+    end_ns = now_ns if step.end_ns is None else step.end_ns
+    within = [span for span in spans if span.end_ns is None or span.end_ns > step.begin_ns]
+    stretch = account(step.begin_ns, end_ns, within, generation, step)
+    return StepReport.of(stretch, process.rank, process.began_ns)
 
 
 def merge_recordings(

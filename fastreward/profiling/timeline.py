@@ -14,7 +14,7 @@ from fastreward.profiling.devices import CudaClock, DeviceClock
 from fastreward.profiling.files import read_folder
 from fastreward.profiling.opened import Open, Options
 from fastreward.profiling.recorder import Recorder
-from fastreward.profiling.report import Report
+from fastreward.profiling.report import Report, StepReport
 from fastreward.profiling.spans import Kind
 from fastreward.profiling.summary import merge_recordings
 from fastreward.profiling.wrapping import watched
@@ -213,6 +213,21 @@ class Timeline:
         Device times are those that are known by now: nothing is waited for.
         """
         return self._recorder.report()
+
+    def latest_step(self) -> StepReport | None:
+        """Report on the step that runs, up to now, or else on the last one; ``None`` before the first.
+
+        It is cheap enough for every step.
+
+        Example:
+            >>> timeline = Timeline()
+            >>> with timeline.step(7), timeline.phase("generate"):
+            ...     completions = ["a text"]
+            >>> latest = timeline.latest_step()
+            >>> latest.number, list(latest.phases)
+            (7, ['generate'])
+        """
+        return self._recorder.latest_step()
 
     def close(self) -> None:
         """End the step that runs, write everything to the folder and stop writing; done by itself at exit."""

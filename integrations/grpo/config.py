@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import typing
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import NoneType
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from fastreward.errors import InputError
+from fastreward.integrations.run_config import Ranges, check_options, read_options
 from fastreward.ops.group_advantage import Scale
 
 LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo"]
 Level = Literal["token", "sequence"]
 Schedule = Literal["constant", "linear", "cosine"]
+Tracker = Literal["stdout", "tensorboard", "trackio", "wandb"]
+
+RANGES: Final[Ranges] = {
+    **dict.fromkeys(("top_k", "warmup_steps", "save_steps", "eval_steps", "lora_rank"), (0, math.inf)),
+    **dict.fromkeys(("beta", "epsilon_high", "learning_rate", "weight_decay"), (0, math.inf)),
+    **dict.fromkeys(("max_grad_norm", "lora_alpha", "temperature"), (1e-6, math.inf)),
+    **dict.fromkeys(("epsilon", "adam_beta1", "adam_beta2", "lora_dropout"), (0, 0.99999)),
+    **dict.fromkeys(("top_p", "vllm_gpu_memory_utilization"), (1e-6, 1)),
+    "num_generations": (2, math.inf),  # a group of one has no advantages
+    "off_policy_steps": (0, 1),
+    "seed": (0, 2**31),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +54,7 @@ class Objective:
     max_completion_length: int = 256  # tokens
 
     def __post_init__(self) -> None:
-        for name, kind in typing.get_type_hints(type(self)).items():
-            object.__setattr__(self, name, _checked(name, getattr(self, name), kind))
+        check_options(self, RANGES)
         if self.loss_type == "cispo" and (self.epsilon_high is None or self.epsilon_high < 1):
             expected = "epsilon_high of 1 or more with 'cispo', the largest ratio that is followed"
             raise InputError(expected, repr(self.epsilon_high), "Pass for instance 5.0.")
@@ -71,7 +80,7 @@ class LoopConfig(Objective):
 
     output_dir: str  # folder of the log and the checkpoints
     max_steps: int = 100  # a step is one rollout and `num_iterations` updates
-    num_prompts: int = 8  # of a step
+    num_prompts: int = 8  # of a step, of all processes together
     num_generations: int = 8  # completions of a prompt, a group
     micro_batch_size: int = 8  # completions of a training forward; gradients add up to the step's
     num_iterations: int = 1  # updates by the same rollout
@@ -85,6 +94,14 @@ class LoopConfig(Objective):
     # what a micro-batch holds, and except where no group is left: then there is none.
     skip_groups_without_spread: bool = False
     hide_reward: bool = True  # run the reward beside the work that needs no advantages, not before it
+    # Score completions that have ended while others are generated: those of rewards that judge each text by
+    # itself. It shortens the tail where the reward has a processor of its own; on a CPU both share the cores.
+    score_while_generating: bool = False
+    # 1: train on a rollout while a copy of the policy, as it was before this step, writes the next one. The
+    # completions are one step old, which the ratios account for. On a CPU both share the cores.
+    off_policy_steps: int = 0
+    use_vllm: bool = False  # generate with vLLM on the policy's GPU
+    vllm_gpu_memory_utilization: float = 0.3  # share of the GPU's memory that vLLM takes
     learning_rate: float = 1e-6  # of AdamW, at its highest
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
@@ -100,7 +117,8 @@ class LoopConfig(Objective):
     lora_target_modules: str = "all-linear"  # or names of layers, with commas between
     shuffle: bool = True  # take the rows of each epoch in an order of its own
     seed: int = 0  # two runs with one seed on one machine are the same run, on a CPU at least
-    logging_steps: int = 1  # steps between two that are reported; the log file has all
+    report_to: list[Tracker] = field(default_factory=lambda: ["stdout"])  # beside log.jsonl, which has all
+    logging_steps: int = 1  # steps between two that are reported
     save_steps: int = 100  # 0: the first and the last
     save_total_limit: int = 2  # checkpoints that are kept
     eval_steps: int = 0  # 0: none
@@ -111,24 +129,8 @@ class LoopConfig(Objective):
         return self.num_prompts * self.num_generations
 
 
-RANGES: Final[dict[str, tuple[float, float]]] = {
-    **dict.fromkeys(("top_k", "warmup_steps", "save_steps", "eval_steps", "lora_rank"), (0, math.inf)),
-    **dict.fromkeys(("beta", "epsilon_high", "learning_rate", "weight_decay"), (0, math.inf)),
-    **dict.fromkeys(("max_grad_norm", "lora_alpha", "temperature"), (1e-6, math.inf)),
-    **dict.fromkeys(("epsilon", "adam_beta1", "adam_beta2", "lora_dropout"), (0, 0.99999)),
-    "top_p": (1e-6, 1),
-    "num_generations": (2, math.inf),  # a group of one has no advantages
-    "seed": (0, 2**31),
-}
-"""Least and largest value of numbers; others are 1 or more."""
-
-
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> LoopConfig:
-    """Read a configuration from a YAML file and from `name=value` pairs, which win.
-
-    Args:
-        path: A YAML file of names and values, or ``None``.
-        overrides: Such as ``"learning_rate=1e-5"``; a value is read as YAML.
+    """Read a configuration from a YAML file and from `name=value` pairs, which win; see `read_options`.
 
     Raises:
         InputError: The file is missing or something else, or a name or value is not known.
@@ -137,44 +139,4 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         >>> load_config(None, ["output_dir=run", "learning_rate=1e-5", "loss_type=grpo"]).learning_rate
         1e-05
     """
-    import yaml  # type: ignore[import-untyped]  # it comes with transformers
-
-    values: Any = {}
-    try:
-        if path is not None:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        pairs = {pair.partition("=")[0].strip(): yaml.safe_load(pair.partition("=")[2]) for pair in overrides}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError("YAML that can be read", str(error), "Correct the file, or its name.") from error
-    if not isinstance(values, dict) or not all("=" in pair for pair in overrides):
-        received = repr(list(overrides) if isinstance(values, dict) else values)
-        raise InputError("name: value in the file and name=value after it", received, "Write it so.")
-    values |= pairs
-    known = [field.name for field in fields(LoopConfig)]
-    unknown = [str(name) for name in values if name not in known]
-    if unknown:
-        raise InputError(f"options among {', '.join(known)}", ", ".join(unknown), "Correct the name.")
-    if "output_dir" not in values:
-        raise InputError("output_dir", "none", "Say in which folder the run is to be kept.")
-    return LoopConfig(**values)
-
-
-def _checked(name: str, value: Any, kind: Any) -> Any:
-    """Return the value of an option; 1 and, as YAML has no number without a point, "1e-5" become floats."""
-    choices = typing.get_args(kind)
-    if typing.get_origin(kind) is Literal or (value is None and NoneType in choices):
-        fits, shown = value is None or value in choices, " or ".join(map(repr, choices))
-    else:
-        plain = choices[0] if choices else kind
-        if plain is float and isinstance(value, str | int) and not isinstance(value, bool):
-            with contextlib.suppress(ValueError):  # what is no number is refused below
-                value = float(value)
-        fits, shown = type(value) is plain and value != "", plain.__name__
-    if not fits:
-        raise InputError(f"{name} as {shown}", repr(value), "Correct the value.")
-    if type(value) in (int, float):
-        least, most = RANGES.get(name, (1, math.inf))
-        if not least <= value <= most or value == math.inf:
-            bounds = f"of {least} or more" if most == math.inf else f"from {least} to {most}"
-            raise InputError(f"{name} {bounds}", repr(value), "Correct the number.")
-    return value
+    return read_options(LoopConfig, path, overrides)

@@ -24,7 +24,7 @@ RowSums: TypeAlias = dict[str, tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class UpdateSize:
-    """The size of an update, so that the losses of its micro-batches add up to its loss."""
+    """The size of an update of all processes, so that the losses of its micro-batches add up to its loss."""
 
     completions: int  # those included that are masked or left out
     tokens: int  # of all completions, that count
@@ -35,10 +35,6 @@ def k3_divergence(logprobs_BL: Tensor, ref_logprobs_BL: Tensor) -> Tensor:
     """Estimate each token's KL divergence of the policy from the reference: exp(d) - d - 1, d = ref - policy.
 
     Never negative, and unbiased where the policy drew the token.
-
-    Example:
-        >>> k3_divergence(torch.tensor([[-1.0, -2.0]]), torch.tensor([[-1.0, -1.0]])).round(decimals=4)
-        tensor([[0.0000, 0.7183]])
 
     Source: Schulman, "Approximating KL Divergence" (2020), k3; GRPO (arXiv 2402.03300), equation 4.
     """
@@ -51,11 +47,6 @@ def importance_ratios(logprobs_BL: Tensor, old_logprobs_BL: Tensor, mask_BL: Ten
 
     For ``"token"`` it returns [B, L] (PPO, arXiv 1707.06347), for ``"sequence"`` the geometric means over the
     tokens that count, [B, 1] (GSPO, arXiv 2507.18071).
-
-    Example:
-        >>> new, old = torch.tensor([[-1.0, -1.0]]), torch.tensor([[-1.0, -1.5]])
-        >>> importance_ratios(new, old, torch.tensor([[True, True]]), "sequence").round(decimals=4)
-        tensor([[1.2840]])
     """
     log_ratio_BL = logprobs_BL - old_logprobs_BL
     if level == "token":
@@ -64,19 +55,11 @@ def importance_ratios(logprobs_BL: Tensor, old_logprobs_BL: Tensor, mask_BL: Ten
     return torch.exp((log_ratio_BL * mask_BL).sum(dim=1) / length_B).unsqueeze(1)
 
 
-def token_losses(logprobs_BL: Tensor, ratios: Tensor, advantages_B: Tensor, objective: Objective) -> Tensor:
-    """Compute the policy loss of each token, or completion where `ratios` are [B, 1]; not yet divided.
+def _token_losses(logprobs_BL: Tensor, ratios: Tensor, advantages_B: Tensor, objective: Objective) -> Tensor:
+    """Compute the loss of each token, or completion where `ratios` are [B, 1]; not yet divided.
 
     With ratio r and advantage a it is -min(r a, clip(r, 1 - epsilon, largest) a), and for ``"cispo"``
     -min(r, largest) a log p, where the ratio has no gradient.
-
-    Example:
-        >>> ratios, advantages = torch.tensor([[0.5, 1.0, 1.5]]), torch.tensor([2.0])
-        >>> token_losses(ratios.log(), ratios, advantages, Objective(loss_type="dapo"))
-        tensor([[-1.0000, -2.0000, -2.4000]])
-
-    Source: PPO (arXiv 1707.06347), equation 7, with the two bounds of DAPO (arXiv 2503.14476); CISPO is that
-    of MiniMax-M1 (arXiv 2506.13585).
     """
     advantages = advantages_B.unsqueeze(1)
     if objective.loss_type == "cispo":
@@ -85,16 +68,8 @@ def token_losses(logprobs_BL: Tensor, ratios: Tensor, advantages_B: Tensor, obje
     return -torch.min(ratios * advantages, clipped * advantages)
 
 
-def reduce_losses(losses: Tensor, mask_BL: Tensor, size: UpdateSize, objective: Objective) -> Tensor:
-    """Add up a micro-batch's losses, [B, L] or [B, 1], and divide as `Objective` says.
-
-    Example:
-        >>> losses, mask = torch.tensor([[3.0], [1.0]]), torch.tensor([[True, False], [True, True]])
-        >>> reduce_losses(losses, mask, UpdateSize(2, 3, 1), Objective(loss_type="grpo"))
-        tensor(2.)
-
-    Source: GRPO (arXiv 2402.03300), Dr. GRPO (arXiv 2503.20783), DAPO (arXiv 2503.14476); bnpo is TRL's.
-    """
+def _reduced(losses: Tensor, mask_BL: Tensor, size: UpdateSize, objective: Objective) -> Tensor:
+    """Add up a micro-batch's losses, [B, L] or [B, 1], and divide as `Objective` says."""
     counted_BL = losses.expand_as(mask_BL).masked_fill(~mask_BL, 0.0)
     match objective.loss_type:
         case "grpo":
@@ -140,20 +115,17 @@ def policy_loss(
         >>> policy_loss(logprobs, logprobs, advantages, mask, UpdateSize(2, 4, 1), Objective())[0]
         tensor(-0.5000)
 
-    Source: those of the functions above; the bias correction of the divergence is that of DeepSeek-V3.2
-    (arXiv 2512.02556).
+    Source: PPO (arXiv 1707.06347), equation 7, with the two bounds of DAPO (arXiv 2503.14476); CISPO is that
+    of MiniMax-M1 (arXiv 2506.13585). Divisors: GRPO (arXiv 2402.03300), Dr. GRPO (arXiv 2503.20783), DAPO;
+    bnpo is TRL's. The bias correction of the divergence is that of DeepSeek-V3.2 (arXiv 2512.02556).
     """
-    named = {
-        "logprobs_BL": logprobs_BL,
-        "old_logprobs_BL": old_logprobs_BL,
-        "ref_logprobs_BL": ref_logprobs_BL,
-    }
-    _check(objective, mask_BL, advantages_B, named)
+    logprobs = {"logprobs_BL": logprobs_BL, "old_logprobs_BL": old_logprobs_BL}
+    _check(objective, mask_BL, advantages_B, {**logprobs, "ref_logprobs_BL": ref_logprobs_BL})
     # What does not count may be anything, NaN included, and gets a gradient of zero.
     logprobs_BL = logprobs_BL.masked_fill(~mask_BL, 0.0)
     old_logprobs_BL = old_logprobs_BL.masked_fill(~mask_BL, 0.0)
     ratios = importance_ratios(logprobs_BL, old_logprobs_BL, mask_BL, objective.importance_sampling_level)
-    losses = token_losses(logprobs_BL, ratios, advantages_B, objective)
+    losses = _token_losses(logprobs_BL, ratios, advantages_B, objective)
     metrics = _clipped(ratios.detach(), advantages_B, mask_BL, objective)
     if ref_logprobs_BL is not None and objective.beta:
         divergence_BL = k3_divergence(logprobs_BL, ref_logprobs_BL.masked_fill(~mask_BL, 0.0))
@@ -161,16 +133,11 @@ def policy_loss(
             divergence_BL = divergence_BL * ratios
         losses = losses + objective.beta * divergence_BL
         metrics["kl"] = row_sums(divergence_BL.detach(), mask_BL)
-    return reduce_losses(losses, mask_BL, size, objective), metrics
+    return _reduced(losses, mask_BL, size, objective), metrics
 
 
 def row_sums(values: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor]:
-    """Add up what counts of each completion, and count it: [B, L], or [B, 1] that counts once, → [B] and [B].
-
-    Example:
-        >>> row_sums(torch.tensor([[1.0, 5.0]]), torch.tensor([[True, False]]))
-        (tensor([1.]), tensor([1.]))
-    """
+    """Add up and count what counts of each completion: [B, L], or [B, 1] that counts once, → [B], [B]."""
     if values.shape[1] == 1:
         return values[:, 0], torch.ones_like(values[:, 0])
     return values.masked_fill(~mask_BL, 0.0).sum(dim=1), mask_BL.sum(dim=1).to(values.dtype)

@@ -1,57 +1,24 @@
-"""What a step tells of itself: where its time went, and figures under TRL's names."""
+"""What a step tells of itself: figures under TRL's names, and where its time went."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from fastreward.integrations.grpo.losses import RowSums
-from fastreward.integrations.grpo.rollout import Rollout
+from fastreward.profiling import Timeline
 
 Metrics = dict[str, float]
-PHASES: Final = ("generate", "reward_exposed", "reward_hidden", "logprobs", "update")
 
 
-class Clock:
-    """Marks where phases end: on CUDA where the work queued until then has ended, without waiting for it."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._marks: list[tuple[float, Any]] = []
-
-    def mark(self) -> None:
-        """End a phase; the first mark begins the step."""
-        event: Any = None
-        if self._device.type == "cuda":
-            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-            event.record(torch.cuda.current_stream(self._device))
-        self._marks.append((time.perf_counter(), event))
-
-    def phases(self, reward_s: float) -> Metrics:
-        """Return the seconds of a step that is over, its last work waited for; the reward took `reward_s`."""
-        begin, first = self._marks[0]
-        ends = [max(s - begin, first.elapsed_time(event) / 1e3 if first else 0.0) for s, event in self._marks]
-        generated, waited, referred, forwarded, scored, updated = ends[1:]
-        exposed = waited - generated + scored - forwarded
-        update = forwarded - referred + updated - scored
-        seconds = (generated, exposed, max(reward_s - exposed, 0.0), referred - waited, update)
-        return {"step_time": updated} | {f"time/{n}": s for n, s in zip(PHASES, seconds, strict=True)}
-
-
-def completion_metrics(batches: Sequence[Rollout]) -> Metrics:
-    """Lengths in tokens, and the share that reached no end token."""
-    lengths = torch.tensor([len(ids) for batch in batches for ids in batch.completion_ids]).float()
-    truncated = torch.cat([batch.truncated for batch in batches]).cpu()
+def completion_metrics(lengths: Tensor, truncated: Tensor) -> Metrics:
+    """Lengths in tokens, [N], and the share that reached no end token; truncated is [N] of bool."""
     metrics = {"completions/clipped_ratio": float(truncated.float().mean())}
-    for kind, chosen in (("", lengths), ("terminated_", lengths[~truncated])):
+    for kind, chosen in (("", lengths.float()), ("terminated_", lengths[~truncated].float())):
         for name in ("mean", "min", "max"):
-            metrics[f"completions/{name}_{kind}length"] = (
-                float(getattr(chosen, name)()) if len(chosen) else 0.0
-            )
+            metrics[f"completions/{name}_{kind}length"] = float(getattr(chosen, name)()) if len(chosen) else 0
     return metrics
 
 
@@ -82,12 +49,18 @@ def loss_metrics(found: Sequence[RowSums]) -> Metrics:
     return metrics
 
 
-def print_metrics(metrics: Mapping[str, float]) -> None:
-    """Print a step's metrics on standard output, first where its time went."""
-    from rich.console import Console
+def mean_by_name(parts: Sequence[Metrics]) -> Metrics:
+    """Means over processes, each of those that have the name."""
+    values = {name: [part[name] for part in parts if name in part] for part in parts for name in part}
+    return {name: sum(known) / len(known) for name, known in values.items()}
 
-    shown = dict(metrics)
-    seconds = ", ".join(f"{name.replace('_', ' ')} {shown.pop(f'time/{name}'):.3f}" for name in PHASES)
-    text = f"step {shown.pop('step'):.0f}: {shown.pop('step_time'):.3f} s ({seconds})\n  "
-    text += "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
-    Console(soft_wrap=True).print(text, markup=False, highlight=False)
+
+def time_metrics(timeline: Timeline) -> Metrics:
+    """Seconds of the step that ended last, by the timeline: each phase, and the reward exposed and hidden."""
+    step = timeline.latest_step()
+    if step is None:
+        return {}  # it failed, and has said so: a timeline stops no training
+    seconds = dict.fromkeys(("generate", "logprobs", "update"), 0.0) | dict(step.phases)
+    seconds |= {"reward_exposed": step.reward_exposed_s, "reward_hidden": step.reward_hidden_s}
+    metrics = {f"time/{name.replace(' ', '_')}": spent for name, spent in seconds.items()}
+    return {"step_time": step.wall_s} | metrics

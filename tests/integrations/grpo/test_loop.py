@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import math
 import os
@@ -20,9 +21,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastreward import FormatReward, Scorer, SemanticReward
-from fastreward.errors import InputError, NonFiniteError
+from fastreward import AnswerReward, FormatReward, RougeLReward, Scorer, SemanticReward
+from fastreward.errors import BackendUnavailableError, InputError, NonFiniteError
+from fastreward.integrations.checkpoints import Checkpoints
 from fastreward.integrations.grpo import GRPO, LoopConfig, load_config
+from fastreward.profiling import Timeline
 from fastreward.rewards.combine import CombinedReward
 from fastreward.rewards.completion import completion_text
 
@@ -43,22 +46,6 @@ Make = Callable[..., GRPO]
 def odd_words(completions: list[str], **columns: Any) -> list[float]:
     """The share of words with an odd number of letters: nothing but the text decides."""
     return [sum(len(word) % 2 for word in text.split()) / 8 for text in completions]
-
-
-@pytest.fixture
-def make(run: ModuleType, tokenizer: Any, tmp_path: Path) -> Make:
-    """Make a run with the small policy, in a folder of its own."""
-    folders = iter(range(100))
-
-    def made(reward: Any = odd_words, *, model: Any = None, dataset: Any = None, **options: Any) -> GRPO:
-        evaluation = options.pop("eval_dataset", ())
-        config = LoopConfig(**({"output_dir": str(tmp_path / f"run-{next(folders)}")} | SMALL | options))
-        rows = list(run.make_dataset()) if dataset is None else dataset
-        policy = run.make_model(tokenizer) if model is None else model
-        quiet: dict[str, Any] = {"eval_dataset": evaluation, "report": lambda metrics: None}
-        return GRPO(policy, tokenizer, reward, rows, config, **quiet)
-
-    return made
 
 
 def weights(trainer: GRPO) -> Tensor:
@@ -284,15 +271,34 @@ def test_nothing_hides_a_reward_that_is_needed_first(make: Make, option: dict[st
         return odd_words(completions)
 
     metrics = make(slow, **option).step(0)
-    assert metrics["time/reward_exposed"] >= 0.2
-    assert metrics["time/reward_hidden"] < 0.1
+    assert metrics["time/reward_exposed"] > 0.19
+    assert metrics["time/reward_wait"] > 0.1  # on a busy machine the reward begins before the loop waits
+    assert metrics["time/reward_hidden"] < 0.01
 
 
 def test_the_phases_add_up_to_the_step(make: Make) -> None:
     metrics = make(beta=0.1).step(0)
-    shown = ("generate", "reward_exposed", "logprobs", "update")
-    assert sum(metrics[f"time/{name}"] for name in shown) == pytest.approx(metrics["step_time"])
+    shown = ("generate", "reward_wait", "logprobs", "update")
+    phases = sum(metrics[f"time/{name}"] for name in shown)
+    # Between phases little is done: 1 % of this small step, and on a busy machine a turn of another process.
+    assert 0.85 * metrics["step_time"] < phases <= metrics["step_time"]
     assert all(metrics[f"time/{name}"] > 0 for name in ("generate", "logprobs", "update"))
+
+
+def test_a_timeline_that_is_handed_in_has_every_step_and_every_reward(make: Make, run: ModuleType) -> None:
+    timeline = Timeline()
+    trainer = make([odd_words, run.brevity_reward], timeline=timeline)
+    logged = [trainer.step(number) for number in range(2)]
+    report = timeline.report()
+    assert [step.number for step in report.kept_steps] == [1, 2]
+    assert {phase.name for phase in report.phases} == {"generate", "logprobs", "reward wait", "update"}
+    counts = {reward.name: (reward.count, reward.texts) for reward in report.rewards}
+    assert counts["odd_words"] == counts["brevity_reward"] == (2, 24)
+    for step, metrics in zip(report.kept_steps, logged, strict=True):
+        assert metrics["step_time"] == pytest.approx(step.wall_s)
+        assert metrics["time/generate"] == pytest.approx(step.phases["generate"])
+        assert metrics["time/reward_exposed"] == pytest.approx(step.reward_exposed_s)
+        assert metrics["time/reward_hidden"] == pytest.approx(step.reward_hidden_s)
 
 
 def test_what_a_reward_raises_comes_out_of_the_step(make: Make) -> None:
@@ -389,7 +395,8 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights_are_touc
 def test_the_policy_learns_what_is_rewarded(make: Make) -> None:
     trainer = make(max_steps=25, learning_rate=0.02, num_prompts=2, num_generations=8, micro_batch_size=16)
     rewards = [trainer.step(number)["reward"] for number in range(25)]
-    assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.2
+    # The mean of 80 completions strays by 0.02 where nothing is learned.
+    assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.1
 
 
 # --------------------------------------------------------------------------- runs
@@ -416,9 +423,9 @@ def test_a_run_logs_every_step_evaluates_and_leaves_a_model_that_loads(
 def test_metrics_are_printed_with_the_time_table_first(
     make: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from fastreward.integrations.grpo.metrics import print_metrics
+    from fastreward.integrations.trackers import open_trackers
 
-    print_metrics(make().step(0))
+    open_trackers(["stdout"], "run")[0].log(make().step(0))
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("step 1: ")
     for phase in ("generate", "reward exposed", "reward hidden", "logprobs", "update"):
@@ -429,7 +436,7 @@ def test_metrics_are_printed_with_the_time_table_first(
 def test_every_row_is_taken_once_before_any_is_taken_twice(make: Make) -> None:
     trainer = make(num_prompts=4)
     count = len(trainer._data.rows)
-    taken = [row for step in range(count) for row in trainer._data.rows_of(step, trainer.config)]
+    taken = [row for step in range(count) for row in trainer._data.rows_of(step, 4, 0)]
     for epoch in range(4):
         assert sorted(taken[epoch * count : (epoch + 1) * count]) == list(range(count))
     assert taken[:count] != taken[count : 2 * count]
@@ -522,9 +529,8 @@ def test_a_run_that_is_killed_ends_after_resuming_in_the_same_weights(make: Make
 
 def resumed_to(trainer: GRPO, steps: int) -> int:
     """Resume and go on up to so many steps; the last step's number is returned."""
-    from fastreward.integrations.grpo.checkpoint import Checkpoints
-
-    for step in range(Checkpoints(trainer).resume(), steps):
+    checkpoints = Checkpoints(trainer.config.output_dir, 2, {})
+    for step in range(trainer._restored(checkpoints.load(trainer.model)), steps):
         trainer.step(step)
     return steps
 
@@ -559,8 +565,19 @@ def test_a_folder_that_cannot_be_written_fails_before_the_first_step(make: Make,
 
 def test_a_full_disk_fails_before_the_first_step(make: Make) -> None:
     trainer = make(lambda completions, **columns: pytest.fail("it was run"), save_total_limit=10**15)
-    with pytest.raises(InputError, match="GB free for checkpoints"):
+    with pytest.raises(InputError, match=r"GB free in .*run-0, got"):
         trainer.train()
+
+
+def test_a_resumed_run_whose_disk_has_become_full_fails_before_its_first_step(
+    make: Make, tmp_path: Path
+) -> None:
+    folder = str(tmp_path / "run")
+    make(output_dir=folder, max_steps=1).train()
+    trainer = make(lambda completions, **columns: pytest.fail("it was run"), output_dir=folder, max_steps=1)
+    trainer.config.__dict__["save_total_limit"] = 10**15
+    with pytest.raises(InputError, match=r"GB free in .*run, got"):
+        trainer.train(resume=True)
 
 
 @pytest.mark.parametrize(
@@ -577,6 +594,23 @@ def test_a_full_disk_fails_before_the_first_step(make: Make) -> None:
 def test_rows_that_cannot_be_used_are_named(make: Make, rows: Any, expected: str) -> None:
     with pytest.raises(InputError, match=expected):
         make(dataset=rows)
+
+
+def test_vllm_is_refused_with_what_to_install_where_it_is_not(make: Make) -> None:
+    if importlib.util.find_spec("vllm") is not None:
+        pytest.skip("vLLM is installed")
+    with pytest.raises(BackendUnavailableError, match=r"vLLM, for use_vllm, got none\. pip install vllm"):
+        make(use_vllm=True)
+
+
+def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_written(
+    run: ModuleType, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    config = LoopConfig(output_dir=str(tmp_path / "run"), report_to=["wandb"])
+    with pytest.raises(InputError, match="pip install wandb"):
+        GRPO(run.make_model(tokenizer), tokenizer, odd_words, list(run.make_dataset()), config)
+    assert not (tmp_path / "run").exists()
 
 
 def test_there_is_no_evaluation_without_rows(make: Make) -> None:
@@ -631,3 +665,16 @@ def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, text: str | 
         path.write_text(text, encoding="utf-8")
     with pytest.raises(InputError):
         load_config(path)
+
+
+@pytest.mark.parametrize("empty", ["", " \n", None, math.nan, []], ids=repr)
+def test_a_row_without_what_its_completions_are_judged_by_is_named(make: Make, empty: Any) -> None:
+    rewards = [AnswerReward("answer"), CombinedReward([RougeLReward(reference="explanation")])]
+    rows = [{"prompt": "a b", "answer": "4", "explanation": "because", "hint": ""} for _ in range(3)]
+    make(rewards, dataset=rows)
+    for name in ("answer", "explanation"):
+        broken = [*rows, rows[0] | {name: empty}]
+        with pytest.raises(InputError, match=f"something in '{name}' of row 3"):
+            make(rewards, dataset=broken)
+    with pytest.raises(InputError, match="a column 'explanation' in row 0"):
+        make(rewards, dataset=[{"prompt": "a b", "answer": "4"}])

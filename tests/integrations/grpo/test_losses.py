@@ -23,7 +23,7 @@ from fastreward.integrations.grpo.losses import (
     policy_loss,
     row_sums,
 )
-from fastreward.integrations.grpo.rollout import completion_logprobs
+from fastreward.integrations.rollouts import completion_logprobs
 
 TYPES = ["grpo", "bnpo", "dr_grpo", "dapo", "cispo"]
 ROWS, PROMPT, LENGTH = 6, 5, 9

@@ -1,0 +1,112 @@
+"""Rows of data for training by rewards: checked before any work begins, and their prompts as tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+
+from fastreward.errors import InputError
+from fastreward.integrations.generation import seed_of
+from fastreward.rewards.base import TextReward, is_missing
+from fastreward.rewards.combine import CombinedReward
+
+RESERVED: Final = ("prompts", "completions", "completion_ids", "log_metric")
+"""What a reward is called with beside the columns of the rows."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Rows of data, checked, and their prompts as tokens."""
+
+    rows: list[dict[str, Any]]
+    ids: list[list[int]]
+    conversational: bool
+
+    @classmethod
+    def of(
+        cls,
+        dataset: Sequence[Mapping[str, Any]],
+        tokenizer: Any,
+        longest: float,
+        references: Sequence[str] = (),
+    ) -> Prompts:
+        """Tokenise prompts, conversations with the chat template and what begins an answer.
+
+        Raises:
+            InputError: There is no row, or one lacks a column of the first or of `references`, has nothing in
+                one of these, has a name of `RESERVED`, or has a prompt that is empty, above `longest` tokens,
+                or a text where the first is a conversation.
+        """
+        rows = [dict(row) for row in dataset]
+        if not rows:
+            raise InputError("a row at least", "none", "Pass rows with a prompt.")
+        conversational = not isinstance(rows[0].get("prompt"), str)
+        for number, row in enumerate(rows):
+            missing = sorted({"prompt", *references, *rows[0]} - row.keys())
+            taken = sorted(row.keys() & RESERVED)
+            if missing or taken:
+                wanted = f"a column {missing[0]!r}" if missing else f"no column {taken[0]!r}"
+                raise InputError(f"{wanted} in row {number}", str(sorted(row)), "Add or rename it.")
+            if not row["prompt"] or isinstance(row["prompt"], str) == conversational:
+                kind = "a conversation, as the first" if conversational else "a text"
+                received = repr(row["prompt"])[:80]
+                raise InputError(f"{kind}, as the prompt of row {number}", received, "Correct the row.")
+            for name in references:
+                if is_missing(row[name]) or row[name] == [] or not str(row[name]).strip():
+                    expected = f"something in {name!r} of row {number}, by which completions are judged"
+                    raise InputError(expected, repr(row[name]), "Fill it, or leave the row out.")
+        prompts = [row["prompt"] for row in rows]
+        if conversational:
+            options: dict[str, Any] = {"add_generation_prompt": True, "return_dict": True}
+            ids = tokenizer.apply_chat_template(prompts, **options)["input_ids"]
+        else:
+            ids = tokenizer(prompts)["input_ids"]
+        for number, tokens in enumerate(ids):
+            if not 0 < len(tokens) <= longest:
+                expected = f"1 to {longest} tokens as the prompt of row {number}, what completions leave"
+                raise InputError(expected, str(len(tokens)), "Shorten it, or max_completion_length.")
+        return cls(rows, [list(tokens) for tokens in ids], conversational)
+
+    def chosen(self, rows: Sequence[int]) -> Prompts:
+        """Return some of them."""
+        return Prompts([self.rows[row] for row in rows], [self.ids[row] for row in rows], self.conversational)
+
+    def rows_of(self, step: int, number: int, seed: int | None) -> list[int]:
+        """Return the rows that a step takes, `number` of them: each is taken once before any is taken again.
+
+        Those of an epoch come in an order that the seed decides, or, with ``None``, as they are.
+        """
+        taken, count = range(step * number, (step + 1) * number), len(self.rows)
+        orders = {epoch: list(range(count)) for epoch in range(taken[0] // count, taken[-1] // count + 1)}
+        for epoch in orders if seed is not None else ():
+            generator = torch.Generator().manual_seed(seed_of("rows", seed or 0, epoch))
+            orders[epoch] = torch.randperm(count, generator=generator).tolist()
+        return [orders[place // count][place % count] for place in taken]
+
+    def texts(self, completion_ids: Sequence[Sequence[int]], tokenizer: Any) -> list[Any]:
+        """Decode completions as a reward takes them: strings, or conversations of one message."""
+        texts: list[str] = tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
+        return [[{"role": "assistant", "content": t}] for t in texts] if self.conversational else texts
+
+    def columns(self, places: Sequence[int], count: int) -> dict[str, list[Any]]:
+        """Return what a reward gets beside the texts of some completions, of `count` of each prompt."""
+        rows = [self.rows[place // count] for place in places]
+        columns = {name: [row[name] for row in rows] for name in self.rows[0]}
+        return columns | {"prompts": columns.pop("prompt")}
+
+
+def reference_columns(reward: Any) -> list[str]:
+    """Name the columns by which a reward of this library, and those in it, judge completions.
+
+    Example:
+        >>> from fastreward import AnswerReward, FormatReward
+        >>> reference_columns(CombinedReward([AnswerReward("answer"), FormatReward()]))
+        ['answer']
+    """
+    if isinstance(reward, CombinedReward):
+        return sorted({name for part in reward.rewards for name in reference_columns(part)})
+    name = reward._reference if isinstance(reward, TextReward) else None
+    return [] if name is None else [name]

@@ -1,0 +1,125 @@
+"""The `sitecustomize` of a profiled command's processes: has each trainer recorded as it begins to train.
+
+`fastreward profile` copies this file into a folder of that name's and puts the folder on ``PYTHONPATH``. All
+Python processes of the command run it, most of which train nothing: it imports little, and waits until
+`transformers.trainer` is imported. Whatever goes wrong here is said, and the command goes on.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from importlib.machinery import ModuleSpec, PathFinder
+from importlib.util import module_from_spec
+from types import ModuleType
+from typing import Any
+
+VARIABLE = "FASTREWARD_PROFILE"
+"""Names the folder that recordings go to."""
+
+SEEN = "processes.txt"
+"""In that folder: a line for each process and what it came to."""
+
+TRAINERS = "transformers.trainer"
+
+
+class Finder:
+    """Finds the module of trainers as it would be found without, and patches it once it is there."""
+
+    def __init__(self) -> None:
+        self._finding = False
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        """Look a module up; `importlib` calls it."""
+        if name != TRAINERS or self._finding:
+            return None
+        self._finding = True
+        try:
+            found = (
+                finder.find_spec(name, path, target)
+                for finder in sys.meta_path
+                if hasattr(finder, "find_spec")
+            )
+            spec = next((spec for spec in found if spec is not None), None)
+        finally:
+            self._finding = False
+        loader: Any = None if spec is None else spec.loader
+        if hasattr(loader, "exec_module"):
+            execute = loader.exec_module
+
+            def execute_and_patch(module: ModuleType) -> None:
+                execute(module)
+                quietly(patch, module)
+
+            loader.exec_module = execute_and_patch
+        return spec
+
+
+def patch(module: ModuleType) -> None:
+    """Have every trainer recorded when it trains."""
+    note("trainer")
+    train = module.Trainer.train
+
+    @functools.wraps(train)
+    def recorded(self: Any, *args: Any, **kwargs: Any) -> Any:
+        end = quietly(begin, self)
+        try:
+            return train(self, *args, **kwargs)
+        finally:
+            if end is not None:
+                quietly(end)
+
+    module.Trainer.train = recorded
+
+
+def begin(trainer: Any) -> Any:
+    """Record a trainer; what is returned is called when it has trained."""
+    try:
+        from fastreward.integrations.trl_recording import record
+    except ImportError as error:
+        note("import")
+        raise RuntimeError(
+            f"{sys.executable} cannot import fastreward ({error}): install it there, or start the command "
+            "with the Python that has it"
+        ) from error
+    note("train")
+    return record(trainer, os.environ[VARIABLE])
+
+
+def quietly(function: Any, *args: Any) -> Any:
+    """Call something that serves the profiler alone."""
+    try:
+        return function(*args)
+    except Exception as error:  # whatever it is: a profiler may not end a training
+        sys.stderr.write(f"fastreward profile: this process is not recorded: {error}\n")
+        return None
+
+
+def note(what: str) -> None:
+    """Write down what this process came to, if the folder is still there."""
+    line = f"{os.getpid()} {what} {sys.executable}\n".encode()
+    path = os.path.join(os.environ[VARIABLE], SEEN)
+    try:
+        file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    except FileNotFoundError:  # the command has ended, and this process goes on
+        return
+    try:
+        os.write(file, line)
+    finally:
+        os.close(file)
+
+
+def run_the_next_one(folder: str) -> None:
+    """Run the `sitecustomize` that this one stands before, if there is one; it may raise, as it could."""
+    paths = [path for path in sys.path if os.path.realpath(path) != os.path.realpath(folder)]
+    spec = PathFinder.find_spec("sitecustomize", paths)
+    if spec is not None and spec.loader is not None:
+        spec.loader.exec_module(module_from_spec(spec))
+
+
+if __name__ == "sitecustomize":
+    if VARIABLE in os.environ:
+        quietly(note, "python")
+        sys.meta_path.insert(0, Finder())
+    run_the_next_one(os.path.dirname(__file__))

@@ -106,7 +106,7 @@ bench: setup
 # The working tree beside an older commit, in turns.
 bench-compare: setup
 	@test -n "$(BASE)" || { echo "Which commit to compare with? make bench-compare BASE=main" >&2; exit 2; }
-	$(BIN)/python benchmarks/compare.py $(BASE) $(if $(SUITES),--suites $(SUITES))
+	$(BIN)/python benchmarks/compare.py $(BASE) $(if $(SUITES),--suites $(SUITES)) $(if $(FAIL_ABOVE),--fail-above $(FAIL_ABOVE))
 
 train-demo: setup
 	$(BIN)/python benchmarks/train_demo.py

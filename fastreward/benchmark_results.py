@@ -13,11 +13,11 @@ import torch
 from fastreward.backends import dtype_name, resolve_dtype, resolve_encoder
 from fastreward.measurement import MAX_RMS_ERROR
 
-LEAST_ROUNDS: Final = 3
-"""Rounds at least, before a size of batches is judged."""
+JUDGED_ROUNDS: Final = 5
+"""Rounds in which a size of batches must have been timed to be recommended."""
 
 CLEAR: Final = 1.02
-"""What a size of batches must gain in four rounds of five to be recommended."""
+"""What it must gain in nine rounds of ten, of fewer in all: there are several sizes, and one may be lucky."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ class Outcome:
         judged_on: Which of the texts these are.
         results: One for each back-end and precision.
         batches: By back-end and precision, the sizes of batches that took turns, the default first.
+        calibration: The user's file for int8 on OpenVINO, or None.
         left_out: What the time did not reach.
         interrupted: Whether it was.
         seconds: It took.
@@ -97,6 +98,7 @@ class Outcome:
     judged_on: str = ""
     results: list[Result] = field(default_factory=list)
     batches: dict[Variant, list[Result]] = field(default_factory=dict)
+    calibration: str | None = None
     left_out: list[str] = field(default_factory=list)
     interrupted: bool = False
     seconds: float = 0.0
@@ -109,14 +111,15 @@ def default_variant(device: torch.device) -> Variant:
 
 
 def is_faithful(result: Result) -> bool:
-    """Whether scores differ from fp32 by rounding alone, as with bf16 and not with int8."""
-    return result.rms_error is not None and result.rms_error <= MAX_RMS_ERROR
+    """Whether scores differ from fp32 by rounding alone; in 8 bits an embedding is another one."""
+    small = result.rms_error is not None and result.rms_error <= MAX_RMS_ERROR
+    return small and result.variant.dtype != "int8"
 
 
 def recommended(outcome: Outcome) -> Variant | None:
     """Return what to pass to `Scorer`: the fastest whose scores differ from fp32 by rounding alone.
 
-    A size of batches is named where it is faster than the back-end's own in four rounds of five.
+    A size of batches is named where it is faster than the back-end's own by 2 % in nine rounds of ten.
 
     Example:
         >>> fast = Result(Variant("openvino", "int8"), step_s=[0.5], rms_error=0.01)
@@ -133,7 +136,7 @@ def recommended(outcome: Outcome) -> Variant | None:
     for other in others:
         # An interrupted round has one of the two alone.
         ratios = sorted(mine / theirs for mine, theirs in zip(own.step_s, other.step_s, strict=False))
-        if len(ratios) >= LEAST_ROUNDS and (gain := ratios[len(ratios) // 5]) > gained:
+        if len(ratios) >= JUDGED_ROUNDS and (gain := ratios[len(ratios) // 10]) > gained:
             chosen, gained = other.variant, gain
     return chosen
 
@@ -163,17 +166,16 @@ def advice(outcome: Outcome, encoder: str | None) -> list[str]:
         gain = (result.texts_per_s(texts) or 0.0) / speed
         if variant not in exact and gain > 1.0:
             ranks = "" if result.spearman is None else f", Spearman within groups {result.spearman:.4f}"
-            said.append(
-                f"{call(variant, encoder)} is {gain:.2f} times as fast, but its scores are others: RMS error "
-                f"{result.rms_error:.1e}{ranks}."
-            )
+            made = call(variant, encoder, outcome.calibration)
+            price = f"but its scores are others: RMS error {result.rms_error:.1e}{ranks}"
+            said.append(f"{made} is {gain:.2f} times as fast, {price}.")
     return said
 
 
-def call(variant: Variant, encoder: str | None) -> str:
-    """The constructor's call, to copy."""
+def call(variant: Variant, encoder: str | None, calibration: str | None = None) -> str:
+    """The constructor's call, to copy; a calibration of one's own is what `fastreward calibrate` writes."""
     arguments = [] if encoder is None else [json.dumps(encoder)]
     arguments += [f"{name}={json.dumps(value)}" for name, value in variant.arguments.items()]
     if (variant.backend, variant.dtype) == ("openvino", "int8"):
-        arguments.append('calibration="FILE.npz"')
+        arguments.append(f"calibration={json.dumps(calibration or 'FILE.npz')}")
     return f"Scorer({', '.join(arguments)})"

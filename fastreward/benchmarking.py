@@ -26,7 +26,7 @@ from fastreward.backends import (
     native_bf16,
     resolve_device,
 )
-from fastreward.benchmark_results import LEAST_ROUNDS, Outcome, Result, Variant, default_variant
+from fastreward.benchmark_results import JUDGED_ROUNDS, Outcome, Result, Variant, default_variant
 from fastreward.benchmark_texts import GROUP, STEP, Texts
 from fastreward.encoders.checkpoint import DEFAULT_ENCODER
 from fastreward.errors import FastRewardError
@@ -37,6 +37,9 @@ BATCH_TOKENS: Final[Mapping[str, Sequence[int]]] = {
     "cuda": (4096, 8192, 16384, 32768, 65536),
 }
 """Sizes of batches that take turns, by device."""
+
+LEAST_ROUNDS: Final = 3
+"""Of back-ends; sizes of batches take as many as they need to be judged."""
 
 MOST_ROUNDS: Final = 30
 LOADED_BY: Final = 0.45
@@ -86,7 +89,7 @@ class Run:
         self._seconds, self._int8, self._calibration = seconds, int8, calibration
         self._scratch, self._tell = scratch, tell
         self._begin = time.perf_counter()
-        self.outcome = Outcome(self._device)
+        self.outcome = Outcome(self._device, calibration=calibration)
         self._scorers: dict[Variant, Scorer] = {}
 
     def run(self) -> Outcome:
@@ -185,7 +188,7 @@ class Run:
 
     def _take_turns(self) -> None:
         results = {r.variant: r for r in self.outcome.results if r.variant in self._scorers}
-        for round_ in self._rounds(TURNS_BY):
+        for round_ in self._rounds(TURNS_BY, LEAST_ROUNDS):
             self._tell(f"round {round_ + 1}: {len(results)} back-ends and precisions")
             for variant, result in _rotated(results.items(), round_):
                 score = partial(_score, self._scorers[variant])
@@ -198,9 +201,9 @@ class Run:
         begin = place * count % max(1, len(self._texts.completions) - count + 1)
         return self._texts.rows(range(begin, min(begin + count, len(self._texts.completions))))
 
-    def _rounds(self, until: float) -> Iterator[int]:
+    def _rounds(self, until: float, least: int) -> Iterator[int]:
         for round_ in range(MOST_ROUNDS):
-            if round_ >= LEAST_ROUNDS and self._spent() > until:
+            if round_ >= least and self._spent() > until:
                 return
             yield round_
 
@@ -218,7 +221,7 @@ class Run:
         scorers = {base.variant: self._scorers[base.variant]}
         scorers |= {variant: self._new_scorer(variant) for variant in tried}
         self.outcome.batches[base.variant] = list(results.values())
-        for round_ in self._rounds(1.0):
+        for round_ in self._rounds(1.0, JUDGED_ROUNDS):
             for variant, result in _rotated(results.items(), round_):
                 result.step_s.append(_seconds(partial(_score, scorers[variant], self._step)))
 

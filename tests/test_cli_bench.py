@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-import typer
-from scipy.stats import spearmanr  # of scikit-learn's, which sentence-transformers brings
+from scipy.stats import spearmanr  # sentence-transformers brings it
 from typer.testing import CliRunner, Result
 
 from fastreward import Scorer
@@ -22,19 +21,15 @@ from fastreward.benchmark_results import Outcome, Variant, advice, recommended
 from fastreward.benchmark_results import Result as Row
 from fastreward.benchmark_texts import Texts, read_texts
 from fastreward.benchmarking import Run, spearman_within
-from fastreward.cli_bench import bench
-from fastreward.cli_errors import errors_on_stderr
+from fastreward.cli import app
 from fastreward.errors import InputError
 
 CPU = torch.device("cpu")
 WORDS = [f"the heart pumps blood {number} times" for number in range(24)]
 
-app = typer.Typer()
-app.command()(errors_on_stderr()(bench))
-
 
 def invoke(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return CliRunner().invoke(app, ["bench", *map(str, arguments)])
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -101,15 +96,11 @@ def test_int8_is_compared_on_texts_that_it_was_not_calibrated_on(
 
 
 def test_ctrl_c_shows_what_there_is(tiny_folder: Path) -> None:
-    program = (
-        "import typer\nfrom fastreward.cli_bench import bench\n"
-        "app = typer.Typer()\napp.command()(bench)\napp()\n"
-    )
-    command = [sys.executable, "-c", program, "--encoder", str(tiny_folder), "--device", "cpu"]
+    command = [sys.executable, "-m", "fastreward", "bench", "--encoder", str(tiny_folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "FORCE_COLOR": ""}
     primary, secondary = os.openpty()  # progress is told to a terminal alone
     process = subprocess.Popen(
-        [*command, "--seconds", "40"],
+        [*command, "--device", "cpu", "--seconds", "40"],
         stdout=subprocess.PIPE,
         stderr=secondary,
         text=True,
@@ -141,7 +132,7 @@ def test_ctrl_c_before_anything_is_timed_recommends_nothing(
 
 
 def test_help_loads_no_torch() -> None:
-    check = "import sys, fastreward.cli_bench; sys.exit('torch' in sys.modules)"
+    check = "import sys, fastreward.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check]).returncode == 0
 
 
@@ -233,8 +224,14 @@ def outcome_of(*rows: Row, batches: dict[Variant, list[Row]] | None = None) -> O
 def test_a_size_of_batches_is_named_only_where_it_is_clearly_faster() -> None:
     base, size = Variant("packed", "float32"), Variant("packed", "float32", 1024)
     row = Row(base, [1.0], [0.1], [0.1], rms_error=0.0)
-    for seconds, named in (([0.8, 0.8, 0.8], True), ([0.99, 0.99, 0.99], False), ([0.5, 1.1, 0.8], False)):
-        found = outcome_of(row, batches={base: [Row(base, [1.0] * 3), Row(size, seconds)]})
+    cases = (
+        ([0.8] * 5, True),
+        ([0.8] * 4, False),  # too few rounds
+        ([0.99] * 5, False),  # too little
+        ([0.5, 0.5, 1.1, 0.5, 0.5], False),  # not every time
+    )
+    for seconds, named in cases:
+        found = outcome_of(row, batches={base: [Row(base, [1.0] * 5), Row(size, seconds)]})
         assert (recommended(found) == size) is named
         assert ("max_batch_tokens=1024" in advice(found, None)[0]) is named
 
@@ -242,11 +239,14 @@ def test_a_size_of_batches_is_named_only_where_it_is_clearly_faster() -> None:
 def test_other_scores_are_named_with_their_price_and_never_recommended() -> None:
     exact = Row(Variant("packed", "float32"), [1.0], [0.2], [0.3], rms_error=0.0)
     rounded = Row(Variant("openvino", "bfloat16"), [0.5], [0.3], [0.6], rms_error=1e-3)
-    int8 = Row(Variant("openvino", "int8"), [0.25], [0.1], [0.1], rms_error=1e-2, spearman=0.97)
+    int8 = Row(Variant("openvino", "int8"), [0.25], [0.1], [0.1], rms_error=1e-3, spearman=0.97)
     failed = Row(Variant("onnx", "float32"), detail="not installed")
-    first, few, other = advice(outcome_of(exact, rounded, int8, failed), "an encoder")
+    found = outcome_of(exact, rounded, int8, failed)
+    first, few, other = advice(found, "an encoder")
     assert first.startswith('Take Scorer("an encoder", backend="openvino", dtype="bfloat16"): 200 texts')
     assert 'backend="packed", dtype="float32") is 2.00 times' in few
-    assert "2.00 times as fast, but its scores are others: RMS error 1.0e-02" in other
+    assert "2.00 times as fast, but its scores are others: RMS error 1.0e-03" in other
     assert "0.9700" in other
     assert 'calibration="FILE.npz"' in other
+    found.calibration = "mine.npz"
+    assert 'calibration="mine.npz"' in advice(found, None)[2]

@@ -80,7 +80,8 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="MODULE:FUNCTION",
-            help="judge(prompt, a, b, reference) from -1 to 1, above 0 where a is better.",
+            help="judge(prompt, a, b, reference) from -1 to 1, above 0 where a is better. One model alone is "
+            "compared with the references.",
             show_default="the encoder",
         ),
     ] = None,
@@ -119,18 +120,19 @@ def evaluate(
         from fastreward.integrations.pipeline import evaluate as evaluate_model
         from fastreward.integrations.pipeline.data import Rows, check_rows
         from fastreward.integrations.pipeline.evaluation import COLUMNS
-        from fastreward.integrations.pipeline.policy import load_policy
+        from fastreward.integrations.pipeline.policy import load_policy, require_policy
         from fastreward.integrations.pipeline.prompts import as_chat
 
-        if len(set(models)) < len(models):
-            raise InputError("models that differ", ", ".join(models), "Name each once.")
+        _check_models(models, anchor)
         chosen = None if judge is None else _function(judge)
-        if completions is not None:
-            completions.mkdir(parents=True)
         rows = check_rows(load_rows(data), COLUMNS)
+        for name in models:
+            require_policy(name)  # before an hour is spent on the others
         asked = Rows(as_chat(rows, system), rows.places) if chat else rows
         arguments = {"encoder": encoder, "prompt": prefix, "device": device}
         scorer = make_scorer({name: value for name, value in arguments.items() if value is not None})
+        if completions is not None:
+            completions.mkdir(parents=True)
         results: dict[str, Evaluation] = {}
         for number, name in enumerate(models):
             model, tokenizer = load_policy(name, dtype=dtype, device=device)
@@ -139,6 +141,7 @@ def evaluate(
                 tokenizer,
                 asked,
                 scorer=scorer,
+                judge=None if len(models) > 1 else chosen,
                 temperature=temperature,
                 max_completion_length=max_completion_length,
                 batch_size=batch_size,
@@ -154,10 +157,19 @@ def evaluate(
             )
         if as_json:
             report = {"data": data, "models": {name: one.summary() for name, one in results.items()}}
+            report |= {} if judge is None else {"judge": judge}
             rated = {} if ratings is None else {"ratings": ratings.as_dict()}
             typer.echo(json.dumps(report | rated, indent=2, ensure_ascii=False))
         else:
-            _show(data, results, ratings)
+            _show(data, results, ratings, judge)
+
+
+def _check_models(models: list[str], anchor: str | None) -> None:
+    if len(set(models)) < len(models):
+        raise InputError("models that differ", ", ".join(models), "Name each once.")
+    if anchor is not None and (anchor not in models or len(models) < 2):
+        expected = f"an anchor among several models, {', '.join(models)}"
+        raise InputError(expected, repr(anchor), "Correct the name, or leave it out.")
 
 
 def _train(stage: Stage, config: Path, overrides: list[str], resume: bool) -> None:
@@ -201,14 +213,15 @@ def _quiet_libraries() -> None:
 def _function(named: str) -> Callable[..., Any]:
     """Import a function that is named as module:function."""
     module, _, name = named.partition(":")
-    sys.path.insert(0, str(Path.cwd()))  # as python -m does
+    here = str(Path.cwd())
+    sys.path.insert(0, here)  # as python -m does
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         remedy = "Write module:function, of a module that can be imported from here."
         raise InputError("a judge that can be imported", f"{named!r} ({error})", remedy) from error
     finally:
-        sys.path.pop(0)
+        sys.path.remove(here)  # the module may have put something before it
     if not callable(found):
         raise InputError("a function as judge", f"{named!r}, {type(found).__name__}", "Name a function.")
     return found  # type: ignore[no-any-return]  # callable() says no more
@@ -220,22 +233,27 @@ def _write_rows(path: Path, result: Evaluation) -> None:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _show(data: str, results: Mapping[str, Evaluation], ratings: Ratings | None) -> None:
+def _show(data: str, results: Mapping[str, Evaluation], ratings: Ratings | None, judge: str | None) -> None:
     piped = not sys.stdout.isatty()
     # Whatever is piped keeps one line a row. No markup: a name may hold brackets.
     console = Console(markup=False, highlight=False, emoji=False, width=10_000 if piped else None)
     columns = ["model", "accuracy", "semantic", "format", "tokens", "cut off"]
-    table = Table(*columns, *(["Elo", "95 %"] if ratings else []), box=None if piped else box.ROUNDED)
+    first = next(iter(results.values()))
+    columns += ["Elo", "95 %"] if ratings else ["wins"] if first.win_rate is not None else []
+    table = Table(*columns, box=None if piped else box.ROUNDED)
     for i, (name, one) in enumerate(results.items()):
         shares = (one.accuracy, one.semantic, one.format_rate)
         cells = [f"{share:.3f}" for share in shares]
         cells += [f"{one.mean_length:.1f}", f"{one.truncated:.3f}"]
         if ratings is not None:
             cells += [f"{ratings.elo[i]:.0f}", f"{ratings.low[i]:.0f} to {ratings.high[i]:.0f}"]
+        elif one.win_rate is not None:
+            cells.append(f"{one.win_rate:.3f}")
         table.add_row(name, *cells)
     console.print(table)
-    first = next(iter(results.values()))
     how = "the likeliest token" if first.temperature == 0 else f"temperature {first.temperature:g}"
     console.print(f"{len(first.questions):,} questions of {data}, {how}; semantic: encoder {first.encoder}")
     if ratings is not None:
         console.print(f"Elo by Bradley–Terry; judge: {ratings.judge}")
+    elif judge is not None:
+        console.print(f"wins: share of the explanations preferred to the reference; judge: {judge}")

@@ -175,12 +175,40 @@ def test_what_the_user_can_mend_is_told_on_standard_error_with_exit_code_2(
         (["--judge", "json:__name__"], "a function as judge"),
         (["--data", "none.jsonl"], "a file of UTF-8 that can be read"),
         (["tiny"], "models that differ"),
+        (["--anchor", "tiny"], "an anchor among several models, tiny, got 'tiny'"),
+        (["other", "--anchor", "tyni"], "an anchor among several models, tiny, other, got 'tyni'"),
+        ([], "a model that can be loaded as 'tiny'"),
     ],
 )
 def test_evaluate_tells_what_is_wrong(more: list[str], message: str) -> None:
     result = CliRunner().invoke(app_evaluate, ["tiny", "--data", "exams:train?count=1", *more])
     assert (result.exit_code, result.stdout) == (2, "")
     assert message in result.stderr
+
+
+def test_a_single_model_is_judged_against_the_references(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(TESTS))
+    asked = [str(folder / "tiny"), "--data", "exams:train?count=2&languages=en", "--device", "cpu"]
+    asked += ["--max-completion-length", "4", "--judge", "test_cli_train:judge_brief"]
+    shown = CliRunner().invoke(app_evaluate, asked)
+    assert shown.exit_code == 0, shown.output
+    assert shown.stdout.splitlines()[0].split()[-1] == "wins"
+    assert shown.stdout.splitlines()[1].split()[-1] == "1.000"  # nothing is shorter than no explanation
+    assert "judge: test_cli_train:judge_brief" in shown.stdout
+    report = json.loads(CliRunner().invoke(app_evaluate, [*asked, "--json"]).stdout)
+    assert (report["judge"], report["models"][asked[0]]["win_rate"]) == (asked[-1], 1.0)
+
+
+def test_a_mistake_is_told_before_a_model_is_loaded_and_leaves_no_folder(folder: Path) -> None:
+    models = [str(folder / "tiny"), str(folder / "tyni")]
+    data = ["--data", "exams:train?count=1", "--completions", str(folder / "answers")]
+    result = CliRunner().invoke(app_evaluate, [*models, *data])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "a model that can be loaded as" in result.stderr
+    assert "tyni" in result.stderr
+    assert not (folder / "answers").exists()
 
 
 def test_ctrl_c_leaves_the_last_checkpoint_and_says_how_to_go_on(folder: Path) -> None:

@@ -67,7 +67,7 @@ def questions(
     About one in eight combinations of numbers (of terms, strands or genotypes) belongs to
     ``"held_out_numbers"``, whatever the seed: their hash decides. In ``"held_out_templates"`` the numbers are
     those of training and only the wording of the question is new. A long list of a small family repeats
-    itself.
+    itself. The order of a combination does not count: of two parents, the exchanged pair is on the same side.
 
     Args:
         count: Number of questions, 0 or more.

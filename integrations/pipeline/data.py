@@ -24,7 +24,7 @@ FIELD_CHARACTERS: Final = 2**26  # csv's own limit is less than a long document
 
 _WANTED: Final[dict[Kind, str]] = {
     "text": "a text that is not empty",
-    "prompt": "a text that is not empty, or a conversation of messages with role and content",
+    "prompt": "a text that is not empty, or a conversation of messages with role and content, not all empty",
     "answer": "an answer: a text that is not empty, a number, or a list of those",
     "reference": "a text that is not empty, or a list of those",
 }
@@ -164,7 +164,16 @@ def _holds(value: Any, kind: Kind) -> bool:
 def _is_conversation(value: Any) -> bool:
     if not isinstance(value, list | tuple) or not value:
         return False
-    return all(isinstance(m, Mapping) and isinstance(m.get("role"), str) and "content" in m for m in value)
+    return all(map(_is_message, value)) and any(map(_says, value))
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, Mapping) and isinstance(value.get("role"), str) and "content" in value
+
+
+def _says(message: Mapping[str, Any]) -> bool:
+    content = message["content"]
+    return bool(content.strip() if isinstance(content, str) else content or message.get("tool_calls"))
 
 
 # --------------------------------------------------------------------------- sources
@@ -196,6 +205,8 @@ def _csv_rows(source: str) -> Rows:
     if not records:
         return Rows()
     names = records[0][1]
+    if len(set(names)) < len(names):
+        raise InputError(f"names that differ in the header of {source}", str(names), "Rename a column.")
     for place, fields in records:
         if len(fields) != len(names):
             expected = f"{len(names)} fields in {place}, as in the header"
@@ -274,16 +285,19 @@ def _query(source: str, query: str, split: str) -> dict[str, str]:
         pairs = parse_qsl(query, strict_parsing=True) if query else []
     except ValueError as error:
         raise InputError("name=value&name=value after ?", repr(source), "Write it so.") from error
-    unknown = [name for name, _ in pairs if name not in names]
+    given = [name for name, _ in pairs]
+    unknown = [name for name in given if name not in names or given.count(name) > 1]
     if unknown:
-        raise InputError(f"{', '.join(names)} in {source}", ", ".join(unknown), "Correct the name.")
+        raise InputError(f"{', '.join(names)}, each once, in {source}", ", ".join(unknown), "Correct it.")
     return dict(pairs)
 
 
 def _whole(source: str, options: Mapping[str, str], name: str, default: int, least: int) -> int:
     text = options.get(name, str(default))
-    if not text.isascii() or not text.isdigit() or int(text) < least:
-        raise InputError(f"{name} of {least} or more in {source}", repr(text), "Correct the number.")
+    if not (text.isascii() and text.isdigit() and len(text) < 16 and int(text) >= least):
+        raise InputError(
+            f"{name} of {least} or more in {source[:80]}", repr(text[:80]), "Correct the number."
+        )
     return int(text)
 
 

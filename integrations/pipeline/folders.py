@@ -19,6 +19,8 @@ STATES: Final = ("trainer_state.json", "state.pt")
 """What a whole checkpoint has one of: transformers' Trainer and the bundled loop write it last."""
 
 OPTIONS: Final = "options.json"
+STAGE: Final = "stage.json"
+"""What a run was told by its caller, and what else by its file."""
 
 
 def begin_folder(folder: Path, needed_bytes: int) -> None:
@@ -60,16 +62,20 @@ def is_finished(folder: Path) -> bool:
     return (folder / FINISHED).exists()
 
 
-def keep_options(folder: Path, options: Mapping[str, Any], may_change: Sequence[str], resume: bool) -> None:
+def keep_options(
+    folder: Path, options: Mapping[str, Any], may_change: Sequence[str], resume: bool, *, name: str = OPTIONS
+) -> None:
     """Write down the options of a new run, or hold those of a resumed one against them.
 
     Raises:
         InputError: A resumed run has other options, but for those that `may_change`.
     """
-    path = folder / OPTIONS
+    path = folder / name
+    text = json.dumps(options, indent=2, default=str)
     if not resume:
-        path.write_text(json.dumps(options, indent=2), encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
         return
+    options = json.loads(text)  # as it is read below: a tuple is a list
     try:
         was = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

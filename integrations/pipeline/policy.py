@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +15,7 @@ from fastreward.errors import InputError
 from fastreward.integrations.pipeline.folders import checkpoints, is_finished
 
 ADAPTER: Final = "adapter_config.json"
+DTYPES: Final = ("float32", "bfloat16")
 GENERIC: Final = ("TokenizersBackend", "PreTrainedTokenizerFast")
 """Classes that do what tokenizer.json says and nothing else."""
 
@@ -44,7 +47,27 @@ def load_policy(
     """
     from transformers import AutoModelForCausalLM
 
+    if dtype not in DTYPES:
+        raise InputError(f"a dtype among {', '.join(DTYPES)}", repr(dtype), "Correct the name.")
     placed = resolve_device(device)
+    require_policy(name)
+    with _named(name):
+        loaded_tokenizer = _load_tokenizer(tokenizer or name)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype))
+    if loaded_tokenizer.pad_token is None:
+        loaded_tokenizer.pad_token = loaded_tokenizer.eos_token
+    model.to(placed)  # type: ignore[arg-type]  # as its annotation has it, this takes a model
+    return model, loaded_tokenizer
+
+
+def require_policy(name: str) -> None:
+    """See that a name is that of a model, by its configuration alone.
+
+    Raises:
+        InputError: As `load_policy` does.
+    """
+    from transformers import AutoConfig
+
     folder = Path(name)
     if folder.is_dir() and not is_finished(folder):
         if (folder / ADAPTER).exists():
@@ -52,17 +75,19 @@ def load_policy(
             raise InputError("a model", f"an adapter alone in {name}", remedy)
         state = "checkpoints of a stage that is not finished" if checkpoints(folder) else "none"
         raise InputError(f"a model in {name}", state, "Finish the stage before, or name another folder.")
+    with _named(name):
+        AutoConfig.from_pretrained(name)
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Say which model it was that transformers could not load."""
     try:
-        loaded_tokenizer = _load_tokenizer(tokenizer or name)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype))
+        yield
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         remedy = "Correct the name, or download the model first where there is no network."
         raise InputError(f"a model that can be loaded as {name!r}", first, remedy) from error
-    if loaded_tokenizer.pad_token is None:
-        loaded_tokenizer.pad_token = loaded_tokenizer.eos_token
-    model.to(placed)  # type: ignore[arg-type]  # as its annotation has it, this takes a model
-    return model, loaded_tokenizer
 
 
 def _load_tokenizer(name: str) -> Any:
@@ -97,6 +122,16 @@ def adapter_config(rank: int, alpha: float, dropout: float, target_modules: str)
         names = [name.strip() for name in names.split(",")]
     options: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "target_modules": names}
     return LoraConfig(lora_dropout=dropout, task_type="CAUSAL_LM", **options)
+
+
+def load_weights(model: Any, folder: Path) -> None:
+    """Take over the weights of a checkpoint, with an adapter those of the adapter."""
+    if hasattr(model, "peft_config"):
+        from peft import load_peft_weights, set_peft_model_state_dict
+
+        set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
+    else:
+        model.load_state_dict(type(model).from_pretrained(folder, dtype="auto").state_dict())
 
 
 def merged(model: Any) -> Any:

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from fastreward.scorer import Scorer
 
 Judge = Callable[[str, str, str, Any], float]
-"""``judge(prompt, a, b, reference)``: above 0 where a is better, below where b is, 0 for a tie; -1 to 1."""
+"""``judge(prompt, a, b, reference)``: above 0 where a is better, below where b is, 0 for a tie; -1 to 1.
+
+An explanation that is missing comes as an empty text.
+"""
 
 ELO_POINTS: Final = 400 / math.log(10)  # of one unit of log strength
 CENTRE: Final = 1500.0
@@ -83,6 +86,7 @@ def bradley_terry(
         both_orders: Ask a judge twice, with a and b exchanged, and take the mean: judges that are language
             models prefer a place.
         prior: Games that are added to each pair as a tie, so that a model that wins all has a finite rating.
+            With 0, each sample of the bootstrap must determine the ratings as well.
         anchor: The model whose rating is 1500; ``None`` makes 1500 the mean.
         bootstrap: Samples; 0 for no intervals.
         seed: Of the samples.

@@ -17,6 +17,7 @@ from fastreward.integrations.pipeline.policy import merged, weight_bytes
 from fastreward.integrations.pipeline.prompts import context_length, prompt_ids
 from fastreward.integrations.pipeline.rewards import RewardPlan
 from fastreward.integrations.processes import Processes
+from fastreward.integrations.run_config import require_room
 
 if TYPE_CHECKING:
     from fastreward.integrations.grpo import LoopConfig
@@ -72,6 +73,7 @@ def train_grpo(
     folder, processes = Path(config.output_dir), Processes(model.device)
     if resume:
         newest_checkpoint(folder)
+        processes.first(partial(require_room, folder, weight_bytes(model)))
     else:  # the loop adds up what its checkpoints take
         processes.first(partial(begin_folder, folder, weight_bytes(model)))
     trainer = GRPO(model, tokenizer, reward, rows, config, eval_dataset=eval_rows, **options)

@@ -133,12 +133,17 @@ def _made(name: str, options: dict[str, Any], scorer: Scorer | None, columns: di
     _require_known(name, options, [one for one in parameters if one != "scorer"])
     if takes_scorer:
         options["scorer"] = scorer
-    if "reference" in parameters:
-        columns.setdefault(options.setdefault("reference", REFERENCE), "reference")
+    read: dict[str, tuple[str, Kind]] = {"reference": (REFERENCE, "reference")}
+    if name == "answer":
+        read = {"answer": ("answer", "answer")}
+    for option, (column, kind_of_column) in read.items():
+        if option in parameters:
+            said = options.setdefault(option, column)
+            if not isinstance(said, str):
+                raise InputError(f"a column's name as {option} of {name}", describe(said), "Write one name.")
+            columns.setdefault(said, kind_of_column)
     if "extract" in parameters and "reference" in parameters:
         options.setdefault("extract", REFERENCE)
-    if name == "answer":
-        columns.setdefault(options.setdefault("answer", "answer"), "answer")
     if options.get("tokenize") == "words":
         options["tokenize"] = words
     if "shaping" in options:
@@ -152,7 +157,7 @@ def _made(name: str, options: dict[str, Any], scorer: Scorer | None, columns: di
 def _gate(rule: Any, named: Mapping[str, str]) -> str | Gate:
     if isinstance(rule, str):
         return named.get(rule, rule)
-    if not isinstance(rule, Mapping) or "component" not in rule:
+    if not isinstance(rule, Mapping) or not isinstance(rule.get("component"), str):
         remedy = "Write its name, or component, at_least, otherwise and undecided."
         raise InputError("what a gate is decided by", describe(rule), remedy)
     _require_known("gates", rule, list(inspect.signature(Gate).parameters))

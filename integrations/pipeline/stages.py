@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from fastreward.integrations.grpo.config import LoopConfig
 from fastreward.integrations.pipeline.config import TuningConfig
 from fastreward.integrations.pipeline.data import Kind, Rows, check_rows, load_rows
-from fastreward.integrations.pipeline.folders import newest_checkpoint
+from fastreward.integrations.pipeline.folders import STAGE, begin_folder, keep_options, newest_checkpoint
 from fastreward.integrations.pipeline.policy import load_policy
 from fastreward.integrations.pipeline.prompts import as_chat
 from fastreward.integrations.pipeline.reinforcement import train_grpo
 from fastreward.integrations.pipeline.rewards import make_reward, make_scorer
 from fastreward.integrations.pipeline.tuning import continue_pretraining, finetune
-from fastreward.integrations.run_config import check_options, read_options, require_room
+from fastreward.integrations.run_config import check_options, read_options
 
 Stage = Literal["cpt", "sft", "grpo"]
 
 Dtype = Literal["float32", "bfloat16"]
+
+MAY_CHANGE: Final = ("device", "eval_data")
+"""What a stage that goes on may be told otherwise, beside what `training` and `loop` leave open."""
 
 ANY_NUMBER: Final = (-math.inf, math.inf)
 """Bounds of numbers within rewards and the like, which check what they are given themselves."""
@@ -122,13 +125,16 @@ def run_stage(
         The stage's folder, the next one's ``model``.
 
     Raises:
-        InputError: The data, the folder, the model or an option is not what is needed.
+        InputError: The data, the folder, the model or an option is not what is needed; or a run that goes on
+            was told something else when it began.
     """
     folder = output_folder(file)
     if resume:
         newest_checkpoint(folder)
     else:
-        require_room(folder)
+        begin_folder(folder, 0)
+    options = {name: value for name, value in asdict(file).items() if name not in ("training", "loop")}
+    keep_options(folder, options, MAY_CHANGE, resume, name=STAGE)
     if isinstance(file, GRPOFile):
         return _grpo(file, resume, say)
     columns: dict[str, Kind] = {"prompt": "prompt", "completion": "prompt"}

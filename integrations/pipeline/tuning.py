@@ -14,15 +14,23 @@ from fastreward.caller import warn_caller
 from fastreward.errors import InputError
 from fastreward.integrations.pipeline.config import TuningConfig
 from fastreward.integrations.pipeline.data import Rows, check_rows
-from fastreward.integrations.pipeline.folders import begin_folder, keep_options, newest_checkpoint, publish
+from fastreward.integrations.pipeline.folders import (
+    begin_folder,
+    checkpoints,
+    keep_options,
+    newest_checkpoint,
+    publish,
+)
 from fastreward.integrations.pipeline.policy import (
     adapter_config,
+    load_weights,
     merged,
     require_trainable,
     weight_bytes,
 )
 from fastreward.integrations.pipeline.prompts import as_chat, context_length, prompt_ids
 from fastreward.integrations.processes import Processes
+from fastreward.integrations.run_config import require_room
 
 LOG: Final = "log.jsonl"
 MAY_CHANGE: Final = ("output_dir", "logging_steps", "save_steps", "save_total_limit", "report_to")
@@ -137,27 +145,34 @@ def _tune(
 ) -> Path:
     """Run TRL's trainer, and leave the model in the folder and as it was handed over, but for its weights."""
     trl, datasets = _libraries()
-    folder = Path(config.output_dir)
+    folder, uses_cache = Path(config.output_dir), getattr(model.config, "use_cache", None)
     require_trainable(model, config.lora_rank)
+    _require_trackers(config.report_to)
     processes = Processes(model.device)
     checkpoint = processes.first(partial(_begin, model, config, resume))
     adapter = None
     if config.lora_rank:
         options = (config.lora_alpha, config.lora_dropout, config.lora_target_modules)
         adapter = adapter_config(config.lora_rank, *options)
-    trainer = trl.SFTTrainer(
-        model=model,
-        args=trl.SFTConfig(**_arguments(model, config, packing)),
-        train_dataset=datasets.Dataset.from_list(data),
-        processing_class=tokenizer,
-        peft_config=adapter,
-        callbacks=[_log_to(folder / LOG)],
-    )
     try:
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        trainer = trl.SFTTrainer(
+            model=model,
+            args=trl.SFTConfig(**_arguments(model, config, packing)),
+            train_dataset=datasets.Dataset.from_list(data),
+            processing_class=tokenizer,
+            peft_config=adapter,
+            callbacks=[_log_to(folder / LOG)],
+        )
+    except ValueError as error:  # such as names of layers that the model has not
+        raise InputError("options that TRL and peft take", str(error), "Correct them.") from error
+    try:
+        if checkpoint is not None and _is_last(checkpoint):
+            load_weights(trainer.model, checkpoint)  # the Trainer would go one step too far
+        else:
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         finished = merged(trainer.accelerator.unwrap_model(trainer.model))
     finally:
-        _restore(model, config)
+        _restore(model, config, uses_cache)
     processes.first(partial(publish, finished, tokenizer, folder))
     return folder
 
@@ -166,12 +181,23 @@ def _begin(model: Any, config: TuningConfig, resume: bool) -> Path | None:
     """Prepare the folder; return the checkpoint to go on from, if there is one."""
     folder = Path(config.output_dir)
     checkpoint = newest_checkpoint(folder) if resume else None
+    needed = _needed_bytes(model, config, len(checkpoints(folder)))
     if checkpoint is None:
-        begin_folder(folder, _needed_bytes(model, config))
+        begin_folder(folder, needed)
+    else:
+        require_room(folder, needed)
     keep_options(folder, asdict(config), MAY_CHANGE, resume)
-    if checkpoint is not None:
+    if checkpoint is None:
+        (folder / LOG).unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
+    else:
         _cut_log(folder / LOG, int(checkpoint.name.rpartition("-")[2]))
     return checkpoint
+
+
+def _is_last(checkpoint: Path) -> bool:
+    """Whether all steps were done when a checkpoint was written."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    return bool(state["global_step"] >= state["max_steps"])
 
 
 def _arguments(model: Any, config: TuningConfig, packing: str | None) -> dict[str, Any]:
@@ -213,7 +239,7 @@ def _longest(model: Any, config: TuningConfig) -> int:
 
 def _lengths(tokenizer: Any, data: Sequence[Mapping[str, Any]]) -> list[int]:
     """Return how many tokens each row has, with what TRL sets behind it."""
-    chats = [row["prompt"] + row["completion"] for row in data if not isinstance(row["prompt"], str)]
+    chats = [[*row["prompt"], *row["completion"]] for row in data if not isinstance(row["prompt"], str)]
     texts = [row["prompt"] + row["completion"] for row in data if isinstance(row["prompt"], str)]
     of_texts = iter(prompt_ids(tokenizer, texts))
     of_chats = iter(prompt_ids(tokenizer, chats))  # with what begins an answer: a few tokens too many
@@ -240,8 +266,11 @@ def _fitting(rows: Rows, lengths: Sequence[int], longest: int, config: TuningCon
     return rows.picked(fits)
 
 
-def _needed_bytes(model: Any, config: TuningConfig) -> int:
-    """Bound what the run writes: checkpoints, of which one more exists while it is written, and the model."""
+def _needed_bytes(model: Any, config: TuningConfig, there: int) -> int:
+    """Bound what the run writes: checkpoints, of which one more exists while it is written, and the model.
+
+    So many checkpoints are `there` already.
+    """
     weights = weight_bytes(model)
     # An adapter of rank r has r (rows + columns) numbers for each matrix; AdamW has two more for each number
     # that is trained.
@@ -249,8 +278,8 @@ def _needed_bytes(model: Any, config: TuningConfig) -> int:
     if config.lora_rank:
         matrices = [weight for weight in model.parameters() if weight.dim() == 2]
         trained = sum(4 * config.lora_rank * sum(weight.shape) for weight in matrices)
-    kept = config.save_total_limit + 1 if config.save_steps else 0
-    return weights + kept * 3 * trained
+    to_come = max(config.save_total_limit + 1 - there, 1) if config.save_steps else 0
+    return weights + to_come * 3 * trained
 
 
 def _require_end(tokenizer: Any) -> None:
@@ -259,10 +288,23 @@ def _require_end(tokenizer: Any) -> None:
         raise InputError("a tokenizer with an end token", "none", remedy)
 
 
-def _restore(model: Any, config: TuningConfig) -> None:
+def _require_trackers(names: Sequence[str]) -> None:
+    from transformers.integrations.integration_utils import get_available_reporting_integrations
+
+    installed = get_available_reporting_integrations()  # type: ignore[no-untyped-call]
+    known = [*installed, "all", "none"]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        expected = f"trackers that are installed and that transformers knows: {', '.join(known)}"
+        raise InputError(expected, ", ".join(map(repr, unknown)), "Correct the name, or install it.")
+
+
+def _restore(model: Any, config: TuningConfig, uses_cache: bool | None) -> None:
     """Take back what TRL and the Trainer have done to the model beside training it."""
     # TRL sets a forward of its own on the instance. A copy of the model would go on calling the original's.
     vars(model).pop("forward", None)
+    if uses_cache is not None:  # else the configuration has no such setting
+        model.config.use_cache = uses_cache
     if config.gradient_checkpointing:
         # The newer name, where transformers has it.
         getattr(model, "activation_checkpointing_disable", model.gradient_checkpointing_disable)()

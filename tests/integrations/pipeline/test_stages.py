@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,7 +19,14 @@ from fastreward.errors import InputError
 from fastreward.integrations.grpo import LoopConfig
 from fastreward.integrations.pipeline import load_policy, make_reward, make_scorer, train_grpo
 from fastreward.integrations.pipeline.rewards import REWARDS
-from fastreward.integrations.pipeline.stages import FILES, GRPOFile, TuningFile, output_folder, read_stage
+from fastreward.integrations.pipeline.stages import (
+    FILES,
+    GRPOFile,
+    TuningFile,
+    output_folder,
+    read_stage,
+    run_stage,
+)
 from fastreward.rewards import Gate, Power, Rescale
 from fastreward.scorer import Scorer
 
@@ -86,6 +94,9 @@ def test_a_gate_may_have_a_threshold() -> None:
         ({"meaning": 1}, {}, "rewards among semantic, .*got 'meaning'"),
         ({"semantic": "high"}, {}, "a weight or options of semantic"),
         ({"semantic": {"scorer": 1}}, {}, "semantic among reference, .*got 'scorer'"),
+        ({"semantic": {"reference": ["a"]}}, {}, "a column's name as reference of semantic, got list"),
+        ({"answer": {"answer": 3}}, {}, "a column's name as answer of answer, got int 3"),
+        ({"answer": 1}, {"gates": {"answer": {"component": ["a"]}}}, "what a gate is decided by"),
         ({"semantic": {"shaping": {"cube": 3}}}, {}, "shaping of semantic among clip, .*got 'cube'"),
         ({"semantic": {"shaping": "clip"}}, {}, "a shaping of semantic"),
         ({"semantic": {"shaping": {"sigmoid": 3}}}, {}, "arguments of sigmoid"),
@@ -165,6 +176,34 @@ def test_a_row_that_grpo_cannot_use_is_named(
         with pytest.raises(InputError, match=message if len(given) == 1 else "row 1"):
             train_grpo(model, tokenizer, reward=plan, config=config, **given)
     assert not (tmp_path / "run").exists()
+
+
+@needs_encoder
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_a_stage_goes_on_with_the_data_and_rewards_with_which_it_began(
+    tmp_path: Path, run: ModuleType, tokenizer: Any, stage: Any
+) -> None:
+    for part in (run.make_model(tokenizer), tokenizer):
+        part.save_pretrained(tmp_path / "tiny")
+    run_options = {"output_dir": str(tmp_path / "run"), "max_steps": 2, "save_steps": 1}
+    common: dict[str, Any] = {"model": str(tmp_path / "tiny"), "device": "cpu"}
+    common["data"] = "exams:train?count=4&languages=en"
+    if stage == "sft":
+        file: Any = TuningFile(**common, training=run_options | {"batch_size": 2})
+    else:
+        small = {"num_prompts": 1, "num_generations": 2, "max_completion_length": 4, "report_to": []}
+        rewards = {"format": 1.0, "length": {"weight": 0.1}}
+        file = GRPOFile(**common, rewards=rewards, loop=run_options | small)
+    folder = run_stage(stage, file)
+    (folder / "config.json").unlink()  # as if it had been killed
+    with pytest.raises(InputError, match=r"the options of the run, data='exams:train\?count=4.*Restore them"):
+        run_stage(stage, replace(file, data="exams:train?count=5&languages=en"), resume=True)
+    if stage == "grpo":
+        with pytest.raises(InputError, match=r"the options of the run, rewards=\{'format': 1\.0"):
+            run_stage(stage, replace(file, rewards={"format": 0.5}), resume=True)
+    with pytest.raises(InputError, match=r"a folder without a run, got .* with checkpoints"):
+        run_stage(stage, replace(file, model="no-such/model"))  # which is not even looked for
+    assert run_stage(stage, replace(file, device=None), resume=True) == folder
 
 
 # --------------------------------------------------------------------------- recipes

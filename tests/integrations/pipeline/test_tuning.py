@@ -139,6 +139,8 @@ def test_the_folder_has_the_model_in_hand_which_is_trained_and_otherwise_as_it_w
     assert loaded_tokenizer.pad_token == tokenizer.pad_token
     assert "forward" not in vars(model)
     assert not model.is_gradient_checkpointing
+    assert model.config.use_cache
+    assert loaded.config.use_cache
     twin = copy.deepcopy(model)
     with torch.no_grad():
         twin.lm_head.weight.zero_()
@@ -185,6 +187,31 @@ def test_a_run_that_stopped_goes_on_to_the_same_weights(
     assert len(losses[0]) == 4
 
 
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_a_run_that_was_killed_with_all_steps_done_makes_no_further_one(
+    tmp_path: Path, run: ModuleType, tokenizer: Any, rows: list[dict[str, Any]], lora_rank: int
+) -> None:
+    settings = {"max_steps": 2, "batch_size": 2, "save_steps": 1, "lr_scheduler_type": "constant"}
+    models = [run.make_model(tokenizer) for _ in range(2)]
+    whole = config(tmp_path / "sft", **settings, lora_rank=lora_rank)
+    folder = finetune(models[0], tokenizer, rows, whole)
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).unlink()
+    finetune(models[1], tokenizer, rows, whole, resume=True)
+    assert torch.equal(parameters(models[0]), parameters(models[1]))
+    assert [line["step"] for line in logged(folder) if "loss" in line] == [1, 2]
+
+
+def test_a_new_run_does_not_go_on_with_the_log_of_one_that_was_killed_early(
+    tmp_path: Path, model: Any, tokenizer: Any, texts: list[str]
+) -> None:
+    folder = tmp_path / "cpt"
+    folder.mkdir()
+    (folder / "log.jsonl").write_text('{"step": 1, "loss": 9.0}\n{"st', encoding="utf-8")
+    continue_pretraining(model, tokenizer, texts, config(folder))
+    assert [line["step"] for line in logged(folder) if "loss" in line] == [1]
+
+
 def test_a_folder_with_a_run_is_neither_overwritten_nor_resumed_for_nothing(
     tmp_path: Path, model: Any, tokenizer: Any, texts: list[str]
 ) -> None:
@@ -210,6 +237,11 @@ def test_a_folder_that_cannot_be_written_or_lacks_room_is_refused_before_trainin
             model, tokenizer, texts, config(tmp_path / "run", save_steps=1, save_total_limit=10**15)
         )
     assert torch.equal(parameters(model), before)
+    folder = continue_pretraining(model, tokenizer, texts, config(tmp_path / "run", save_steps=1))
+    (folder / "config.json").unlink()  # as if it had been killed
+    full = config(folder, save_steps=1, save_total_limit=10**15)
+    with pytest.raises(InputError, match=r"GB free in .*, got"):
+        continue_pretraining(model, tokenizer, texts, full, resume=True)
 
 
 # --------------------------------------------------------------------------- what is refused
@@ -246,6 +278,7 @@ def test_a_row_above_the_models_context_is_refused_whatever_max_length_says(
         ({"completion": " "}, "in row 1, column 'completion', got str ' '"),
         ({"prompt": None}, "in row 1, column 'prompt', got NoneType"),
         ({"completion": [{"role": "assistant", "content": "a"}]}, "a completion that is a text in row 1"),
+        ({"completion": [{"role": "assistant", "content": " "}]}, "in row 1, column 'completion', got list"),
     ],
 )
 def test_a_bad_row_is_named(
@@ -291,6 +324,20 @@ def test_a_configuration_is_checked(options: dict[str, Any], message: str) -> No
         TuningConfig(**({"output_dir": "run"} | options))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"report_to": ["notebook"]}, "trackers that are installed .*got 'notebook'"),
+        ({"lora_rank": 2, "lora_target_modules": "nose"}, "options that TRL and peft take, got .*nose"),
+    ],
+)
+def test_what_only_the_libraries_can_check_is_refused_as_all_else(
+    tmp_path: Path, model: Any, tokenizer: Any, texts: list[str], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        continue_pretraining(model, tokenizer, texts, config(tmp_path / "run", **options))
+
+
 def test_a_model_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"a model in .*empty, got none"):
@@ -301,3 +348,5 @@ def test_a_model_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
         load_policy(str(tmp_path / "adapter"))
     with pytest.raises(InputError, match="a model that can be loaded as 'no-such/model'"):
         load_policy("no-such/model", device="cpu")
+    with pytest.raises(InputError, match="a dtype among float32, bfloat16, got 'float8'"):
+        load_policy("no-such/model", dtype="float8")

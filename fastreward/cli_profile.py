@@ -48,7 +48,11 @@ COSTLY: Final = 0.01
 WIDTH: Final = 120
 """Characters of a line of the tables where there is no terminal."""
 
-FORWARDED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+FROM_TERMINAL: Final = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+"""Signals that a terminal sends to all processes in its foreground."""
+
+FORWARDED: Final = (*FROM_TERMINAL, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""Signals that are the command's; schedulers announce an end by the last two."""
 
 
 @dataclass(frozen=True)
@@ -110,16 +114,18 @@ def profile(
     A Python without fastreward, or one that was started with -I, -E or -S, is not recorded.
     """
     folder = Path(time.strftime("fastreward-profile-%Y%m%d-%H%M%S")) if out is None else out
+    was_there = folder.exists()
     recordings = _new_folder(folder)
     if replay or reference is not None:
         _ask_for_texts(recordings, reference)
     try:
         run = run_command(command, recordings)
     except InputError:
-        _remove(folder, recordings)
+        _remove(folder, recordings, was_there)
         raise
     try:
-        _conclude(run, folder, recordings, replay or reference is not None)
+        if not _conclude(run, folder, recordings, replay or reference is not None):
+            _remove(folder, recordings, was_there)
     except (FastRewardError, OSError) as error:
         typer.echo(f"fastreward profile: {error}", err=True)
     except Exception:  # the command's exit code stands, whatever became of the report
@@ -172,7 +178,7 @@ def _forwarding() -> Iterator[Callable[[subprocess.Popen[bytes]], None]]:
     early: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
-        if number in (signal.SIGINT, signal.SIGHUP) and _is_in_the_foreground():
+        if number in FROM_TERMINAL and _is_in_the_foreground():
             return  # the terminal has sent it to the child as well
         early.append(number)
         for child in children:
@@ -183,7 +189,10 @@ def _forwarding() -> Iterator[Callable[[subprocess.Popen[bytes]], None]]:
         for number in early:
             child.send_signal(number)
 
-    before = {number: signal.signal(number, forward) for number in FORWARDED}
+    # What is ignored, as under nohup, the child is to ignore as well: it would not if it were handled here.
+    unheeded = (signal.SIG_IGN, None)  # None: of a handler that is not Python's
+    heeded = [number for number in FORWARDED if signal.getsignal(number) not in unheeded]
+    before = {number: signal.signal(number, forward) for number in heeded}
     try:
         yield forward_to
     finally:
@@ -216,10 +225,10 @@ def _new_folder(folder: Path) -> Path:
     return recordings
 
 
-def _remove(folder: Path, recordings: Path) -> None:
+def _remove(folder: Path, recordings: Path, was_there: bool) -> None:
     """Take back what `_new_folder` has made."""
     shutil.rmtree(recordings)
-    if not any(folder.iterdir()):
+    if not was_there and not any(folder.iterdir()):
         folder.rmdir()
 
 
@@ -232,8 +241,8 @@ def _ask_for_texts(recordings: Path, reference: str | None) -> None:
 # --------------------------------------------------------------------------- the report
 
 
-def _conclude(run: Run, folder: Path, recordings: Path, replays: bool) -> None:
-    """Report on what was recorded, or say why nothing was."""
+def _conclude(run: Run, folder: Path, recordings: Path, replays: bool) -> bool:
+    """Report on what was recorded, or say why nothing was; return whether something was."""
     from rich.console import Console
 
     from fastreward.profiling import Timeline
@@ -241,20 +250,29 @@ def _conclude(run: Run, folder: Path, recordings: Path, replays: bool) -> None:
 
     if not any(recordings.glob(f"*{SUFFIX}")):
         typer.echo(f"fastreward profile: {_why_nothing(recordings)}", err=True)
-        _remove(folder, recordings)
-        return
-    report = Timeline.merge(recordings, keep_steps=KEPT_STEPS)
-    try:
-        replayed = _replayed(recordings, folder, report) if replays else None
-    except (FastRewardError, OSError) as error:
-        typer.echo(f"fastreward profile: not replayed: {error}", err=True)
-        replayed = None
-    _write(report, run, folder, replayed)
+        return False
+    with _undisturbed():
+        report = Timeline.merge(recordings, keep_steps=KEPT_STEPS)
+        _write(report, run, folder, None)
+    replayed = _replayed_or_why_not(recordings, folder, report) if replays else None
+    if replayed is not None:
+        _write(report, run, folder, replayed)
     # A log file has lines as long as the tables need.
     width = None if sys.stderr.isatty() else WIDTH
     console = Console(stderr=True, markup=False, highlight=False, width=width)
     _show(report, run, console, replayed)
     console.print(f"{folder}: report.html, timeline.json, trace.json (for ui.perfetto.dev)", soft_wrap=True)
+    return True
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Overhear Ctrl-C: whoever is impatient presses it more than once."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _why_nothing(recordings: Path) -> str:
@@ -283,6 +301,18 @@ def _why_nothing(recordings: Path) -> str:
     )
 
 
+def _replayed_or_why_not(recordings: Path, folder: Path, report: Report) -> ReplayResult | None:
+    """Replay the texts. Whatever becomes of it, the report is there."""
+    try:
+        return _replayed(recordings, folder, report)
+    except KeyboardInterrupt:
+        why = "it was interrupted"
+    except Exception as error:  # of the encoder's libraries, any
+        why = str(error) or type(error).__name__
+    typer.echo(f"fastreward profile: not replayed: {why}", err=True)
+    return None
+
+
 def _replayed(recordings: Path, folder: Path, report: Report) -> ReplayResult | None:
     """Gather the texts of all processes and replay those of the rewards that cost something."""
     from fastreward.integrations.trl_recording import CALLS
@@ -296,7 +326,7 @@ def _replayed(recordings: Path, folder: Path, report: Report) -> ReplayResult | 
             for path in sorted(recordings.glob(f"*{CALLS}")):
                 for line in path.read_bytes().splitlines(keepends=True):
                     everything.write(line)
-                    if line.endswith(b"\n") and json.loads(line)["reward"] in costly:
+                    if _reward_of(line) in costly:
                         target.write(line)
                 path.unlink()
         if not worth_it.stat().st_size:
@@ -305,15 +335,24 @@ def _replayed(recordings: Path, folder: Path, report: Report) -> ReplayResult | 
         return replay(worth_it, SemanticReward())
 
 
+def _reward_of(line: bytes) -> str | None:
+    """Whose call a line is; ``None`` of one that was cut off, as by a full disk."""
+    try:
+        return str(json.loads(line)["reward"])
+    except ValueError:
+        return None
+
+
 def _write(report: Report, run: Run, folder: Path, replayed: ReplayResult | None) -> None:
     from fastreward.profiling.advice import advice
     from fastreward.profiling.page import write_page
+    from fastreward.profiling.step_table import times_around
 
     facts = {
         "command": run.command,
         "exit_code": run.exit_code,
         "begin_unix_s": run.began_ns / 1e9,
-        **summary(report, run),
+        **times_around(report, run.began_ns, run.ended_ns),
         "advice": advice(report),
         "replay": None if replayed is None else replayed.as_json(),
         "report": report.as_json(),
@@ -324,43 +363,17 @@ def _write(report: Report, run: Run, folder: Path, replayed: ReplayResult | None
     write_page(report, folder / "report.html", title=shlex.join(run.command), replayed=replayed)
 
 
-def summary(report: Report, run: Run) -> dict[str, float | None]:
-    """Seconds before, in and after the steps, and what part of the steps was recorded.
-
-    Args:
-        report: On all ranks.
-        run: The command.
-
-    Returns:
-        ``start_s``: from the command's begin to the first step's, imports and all; ``steps_s``: from there to
-        the last step's end; ``end_s``: from there to the command's end; ``recorded_share``: what part of the
-        time from a rank's first step's begin to its last one's end is in phases and rewards of steps.
-        ``None`` where there was no step.
-    """
-    from fastreward.profiling.step_table import Extent
-
-    extent = Extent.of(report)
-    if extent is None:
-        return dict.fromkeys(("start_s", "steps_s", "end_s", "recorded_share"))
-    return {
-        "start_s": (extent.begin_ns - run.began_ns) / 1e9,
-        "steps_s": (extent.end_ns - extent.begin_ns) / 1e9,
-        "end_s": (run.ended_ns - extent.end_ns) / 1e9,
-        "recorded_share": extent.recorded_share,
-    }
-
-
 def _show(report: Report, run: Run, console: Console, replayed: ReplayResult | None) -> None:
     """Print the tables, and in words what holds a step back."""
     from fastreward.profiling.advice import advice
-    from fastreward.profiling.step_table import step_table
+    from fastreward.profiling.step_table import step_table, times_around
     from fastreward.profiling.wording import percent, time_text
 
     console.print()
     console.print(step_table(report))
     if report.rewards:
         console.print(report.rewards_table())
-    times = summary(report, run)
+    times = times_around(report, run.began_ns, run.ended_ns)
     if times["recorded_share"] is not None:
         console.print(
             f"{time_text(times['start_s'])} from the command's begin to the first step, with imports and "

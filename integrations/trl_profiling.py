@@ -2,7 +2,7 @@
 
     timeline = attach(trainer)
     trainer.train()
-    print(timeline.report().as_table())
+    rich.print(timeline.report().as_table())
 
 It works with `GRPOTrainer`, `RLOOTrainer` and `OnlineDPOTrainer`; of a trainer without reward functions, such
 as `SFTTrainer`, it times what there is. Phases do not overlap, so that they add up:

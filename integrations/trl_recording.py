@@ -71,12 +71,13 @@ def _write_when_terminated(timeline: Timeline) -> None:
     pid = os.getpid()
 
     def write_and_end(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, signal.SIG_IGN)  # launchers may send it again while this writes
         if os.getpid() == pid:  # not in a fork of it
             # In a thread: this one may hold the locks.
             writer = threading.Thread(target=timeline.close, daemon=True)
             writer.start()
             writer.join(WRITING_S)
+        signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
     signal.signal(signal.SIGTERM, write_and_end)

@@ -7,6 +7,7 @@ Python processes of the command run it, most of which train nothing: it imports 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
@@ -44,16 +45,21 @@ class Finder:
             spec = next((spec for spec in found if spec is not None), None)
         finally:
             self._finding = False
-        loader: Any = None if spec is None else spec.loader
-        if hasattr(loader, "exec_module"):
-            execute = loader.exec_module
-
-            def execute_and_patch(module: ModuleType) -> None:
-                execute(module)
-                quietly(patch, module)
-
-            loader.exec_module = execute_and_patch
+        quietly(patch_after, None if spec is None else spec.loader)
         return spec
+
+
+def patch_after(loader: Any) -> None:
+    """Have the loader patch the module that it executes."""
+    if not hasattr(loader, "exec_module"):
+        return
+    execute = loader.exec_module
+
+    def execute_and_patch(module: ModuleType) -> None:
+        execute(module)
+        quietly(patch, module)
+
+    loader.exec_module = execute_and_patch
 
 
 def patch(module: ModuleType) -> None:
@@ -92,7 +98,8 @@ def quietly(function: Any, *args: Any) -> Any:
     try:
         return function(*args)
     except Exception as error:  # whatever it is: a profiler may not end a training
-        sys.stderr.write(f"fastreward profile: this process is not recorded: {error}\n")
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # it may be closed, or not be there
+            sys.stderr.write(f"fastreward profile: this process is not recorded: {error}\n")
         return None
 
 

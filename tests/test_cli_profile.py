@@ -9,12 +9,15 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fastreward import cli_profile, rewards
 from fastreward.integrations import trl_startup
+from fastreward.profiling import Timeline
 
 ROOT = Path(__file__).resolve().parents[1]
 PROFILE = [sys.executable, "-m", "fastreward", "profile"]
@@ -190,6 +193,43 @@ def test_a_signal_goes_to_the_command_and_is_its_exit_code(tmp_path: Path, numbe
     assert "nothing was recorded" in stderr
 
 
+def test_a_signal_that_is_ignored_is_ignored_by_the_command_too(tmp_path: Path):
+    code = """
+    import os, signal
+    os.kill(os.getppid(), signal.SIGHUP)
+    os.kill(os.getpid(), signal.SIGHUP)
+    print("still here")
+    """
+    words = [*PROFILE, "--out", str(tmp_path / "out"), "--", sys.executable, script(tmp_path, code)]
+    done = subprocess.run(["nohup", *words], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "still here\n")
+
+
+def test_a_schedulers_signal_is_the_commands(tmp_path: Path):
+    other = script(
+        tmp_path,
+        """
+        import signal, sys, time
+        signal.signal(signal.SIGUSR1, lambda *_: sys.exit(9))
+        print("here", flush=True)
+        time.sleep(60)
+        """,
+    )
+    process = start(tmp_path / "out", sys.executable, other)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "here\n"
+    process.send_signal(signal.SIGUSR1)
+    process.communicate(timeout=60)
+    assert process.returncode == 9
+
+
+def test_an_empty_folder_of_ones_own_is_left_where_it_is(tmp_path: Path):
+    (tmp_path / "out").mkdir()
+    code, _, _ = finished(tmp_path / "out", sys.executable, "-c", "pass")
+    assert code == 0
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_a_command_that_is_not_there_is_named(tmp_path: Path):
     code, _, stderr = finished(tmp_path / "out", "no-such-command", "x")
     assert code == 2
@@ -204,6 +244,64 @@ def test_a_folder_with_an_earlier_profile_is_left_alone(tmp_path: Path):
     assert (code, stdout) == (2, "")
     assert "without an earlier profile" in stderr
     assert (tmp_path / "recordings" / "mine").exists()
+
+
+# --------------------------------------------------------------------------- the report
+
+
+CALL = json.dumps({"reward": "judge", "seconds": 0.01, "completions": ["a"], "references": ["b"]}) + "\n"
+
+
+def recorded(folder: Path, steps: int, calls: tuple[str, ...] = ()) -> cli_profile.Run:
+    """Leave behind what a command does: recordings of some steps, and lines of calls."""
+    began_ns = time.time_ns()
+    with Timeline(folder=folder / "recordings", device_clock=None) as timeline:
+        judge = timeline.wrap(lambda completions: time.sleep(0.01), name="judge")
+        for _ in range(steps):
+            with timeline.step():
+                judge(completions=["a"])
+    (folder / "recordings" / "rank0.calls.jsonl").write_text("".join(calls), encoding="utf-8")
+    return cli_profile.Run(["train"], began_ns, time.time_ns(), 0)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no weights"), KeyboardInterrupt()], ids=["fails", "Ctrl-C"])
+def test_a_replay_that_does_not_end_well_costs_no_report(
+    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def broken() -> None:
+        raise error
+
+    run = recorded(tmp_path, 2, (CALL,))
+    monkeypatch.setattr(rewards, "SemanticReward", broken)
+    assert cli_profile._conclude(run, tmp_path, tmp_path / "recordings", replays=True)
+    assert "not replayed: " in capsys.readouterr().err
+    assert facts_of(tmp_path)["report"]["steps"] == 2
+    assert (tmp_path / "report.html").exists()
+
+
+def test_a_call_that_was_cut_off_is_counted_and_the_others_are_replayed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = recorded(tmp_path, 1, (CALL, CALL[:9] + "\n", CALL))
+    monkeypatch.setattr(rewards, "SemanticReward", lambda: lambda completions, reference: [1.0])
+    cli_profile._conclude(run, tmp_path, tmp_path / "recordings", replays=True)
+    replayed = facts_of(tmp_path)["replay"]
+    assert [row["calls"] for row in replayed["rewards"]] == [2]
+
+
+def test_steps_that_are_not_kept_one_by_one_are_not_taken_for_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(cli_profile, "KEPT_STEPS", 2)
+    run = recorded(tmp_path, 10)
+    cli_profile._conclude(run, tmp_path, tmp_path / "recordings", replays=False)
+    facts = facts_of(tmp_path)
+    assert len(facts["report"]["kept_steps"]) == 2
+    assert facts["steps_s"] >= 0.1  # ten steps of ten milliseconds
+    assert facts["start_s"] + facts["steps_s"] + facts["end_s"] == pytest.approx(
+        (run.ended_ns - run.began_ns) / 1e9
+    )
+    assert 0.8 <= facts["recorded_share"] <= 1.0
 
 
 # --------------------------------------------------------------------------- the hook in each process
@@ -266,6 +364,39 @@ def test_a_trainer_that_cannot_be_recorded_trains_and_it_is_said_once(tmp_path: 
     assert done.stdout == "7\n"
     assert done.stderr.count("this process is not recorded") == 1
     assert "Trainer without callback_handler, accelerator, args" in done.stderr
+
+
+def test_where_nothing_can_be_said_it_trains_all_the_same(tmp_path: Path, packages: Path):
+    code = "from transformers.trainer import Trainer; print(Trainer().train(7))"
+    assert with_hook(tmp_path, f"import sys; sys.stderr = None; {code}", packages).stdout == "7\n"
+
+
+def test_a_loader_that_cannot_be_changed_loads_its_trainer(tmp_path: Path, packages: Path):
+    code = """
+        import sys
+        from importlib.machinery import PathFinder
+        from importlib.util import spec_from_loader
+
+        class Fixed:
+            __slots__ = ("loader",)
+            def create_module(self, spec): return None
+            def exec_module(self, module): self.loader.exec_module(module)
+
+        class Finder:
+            def find_spec(self, name, path, target):
+                if name != "transformers.trainer":
+                    return None
+                fixed = Fixed()
+                fixed.loader = PathFinder.find_spec(name, path).loader
+                return spec_from_loader(name, fixed)
+
+        sys.meta_path.insert(1, Finder())
+        from transformers.trainer import Trainer
+        print(Trainer().train(7))
+        """
+    done = with_hook(tmp_path, code, packages)
+    assert done.stdout == "7\n"
+    assert "this process is not recorded" in done.stderr
 
 
 def test_python_without_fastreward_trains_and_says_so(tmp_path: Path, packages: Path):

@@ -694,6 +694,36 @@ def test_a_process_that_is_killed_has_left_what_it_was_doing(tmp_path: Path) -> 
     assert report.failures == 1  # the line that was cut off
 
 
+def test_processes_that_train_one_after_the_other_are_all_in_the_report(tmp_path: Path) -> None:
+    path = script(
+        tmp_path,
+        """
+        import signal
+        timeline = Timeline(folder=folder, device_clock=None)
+        for _ in range(int(role)):
+            timeline.next_step()
+            rest("update", 0.03, timeline.phase("update"))
+        if role == "2":  # it is killed at work
+            timeline._recorder.begin("phase", "generate")
+            timeline._recorder.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        timeline.wrap(lambda completions: rest("judge", 0.05), name="judge")(["a"])
+        """,
+    )
+    codes = []
+    for role in ("2", "3"):
+        process = start(path, tmp_path / "events", role)
+        process.communicate(timeout=60)
+        codes.append(process.returncode)
+    assert codes == [-signal.SIGKILL, 0]
+    report = Timeline.merge(tmp_path / "events")
+    assert [step.number for step in report.kept_steps] == [1, 2, 1, 2, 3]
+    assert row(report, "update").count == 5
+    assert (row(report, "generate").count, row(report, "generate").running) == (1, 1)
+    assert row(report, "generate").total_s < 0.05  # as long as it was seen to run
+    assert reward_row(report, "judge").hidden_s == 0.0  # a process that is gone hides nothing
+
+
 def test_ctrl_c_leaves_a_whole_file(tmp_path: Path) -> None:
     path = script(
         tmp_path,

@@ -116,6 +116,13 @@ def test_it_pickles_to_the_reward_itself(reward: Callable[..., Any]) -> None:
     assert inspect.isclass(reward) or inspect.isfunction(reward) or arrived.bias == 0.5
 
 
+def test_what_is_set_on_it_is_set_on_the_reward() -> None:
+    reward = Judge()
+    twice = Timeline().wrap(Timeline().wrap(reward))
+    twice.bias = 3.0
+    assert (reward.bias, twice.bias, twice(["a"])) == (3.0, 3.0, [3.0])
+
+
 def test_a_class_makes_watched_instances() -> None:
     timeline = Timeline()
     watched = timeline.wrap(Judge)

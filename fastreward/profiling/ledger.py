@@ -37,6 +37,8 @@ class Tally:
     def end(self, span: Span) -> None:
         """Count a span that has ended."""
         assert span.end_ns is not None
+        if span.outcome == "running":  # its process was gone first
+            return
         self.ended += 1
         self.raised += span.outcome == "raised"
         self.cancelled += span.outcome == "cancelled"
@@ -122,11 +124,16 @@ class Ledger:
     Args:
         generation: Names of the phases that generate.
         totals: Where to add; ranks may share them.
+
+    Attributes:
+        steps: Those that are not settled.
+        first_step_ns: When the first of all steps began; ``None`` before it.
     """
 
     def __init__(self, generation: Collection[str], totals: Totals) -> None:
         self.totals = totals
         self.steps: deque[Step] = deque()
+        self.first_step_ns: int | None = None
         self._generation = generation
         self._active: list[Span] = []  # began in what is settled, and ran on
         self._coming: deque[Span] = deque()
@@ -151,11 +158,13 @@ class Ledger:
         """Add one that begins."""
         self._started(step.begin_ns)
         self.steps.append(step)
+        if self.first_step_ns is None:
+            self.first_step_ns = step.begin_ns
 
     def copy(self) -> Ledger:
         """One of the same spans and steps that can be settled while this one goes on."""
         other = Ledger(self._generation, copy.deepcopy(self.totals))
-        other.steps = self.steps.copy()
+        other.steps, other.first_step_ns = self.steps.copy(), self.first_step_ns
         other._active, other._coming = self._active.copy(), self._coming.copy()
         other._settled_ns = self._settled_ns
         other._has_settled = self._has_settled

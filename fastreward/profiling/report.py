@@ -178,6 +178,7 @@ class Report:
         failures: Errors of the timeline itself, which it kept from the training.
         processes: Those that recorded; a span's `process` is an index into it.
         kept_steps: The last steps, one by one.
+        began_s: When the first step of each rank began, kept or not, from the begin of the first process.
         spans: The spans of these, and those that run.
     """
 
@@ -198,6 +199,7 @@ class Report:
     failures: int
     processes: tuple[Process, ...]
     kept_steps: tuple[StepReport, ...]
+    began_s: Mapping[int, float]
     spans: tuple[Span, ...] = field(repr=False, compare=False)
     until_ns: int = field(repr=False, compare=False)
 

@@ -16,7 +16,7 @@ HEADINGS: Final = ("median a step", "p90 a step", "total", "share", "exposed", "
 
 @dataclass(frozen=True)
 class Extent:
-    """When the kept steps were, of all ranks. Times are seconds.
+    """When the steps were, of all ranks. Times are seconds.
 
     Attributes:
         begin_ns: Where the first one begins, in nanoseconds since 1970.
@@ -34,29 +34,52 @@ class Extent:
 
     @classmethod
     def of(cls, report: Report) -> Extent | None:
-        """Read it from a report; ``None`` if no step was kept."""
+        """Read it from a report; ``None`` if there was no step."""
         if not report.kept_steps:
             return None
         origin = min(process.began_ns for process in report.processes)
-        begins: dict[int, float] = {}
+        begins = report.began_s  # long before the kept ones, perhaps
         ends: dict[int, float] = {}
         for step in report.kept_steps:
-            begins[step.rank] = min(step.begin_s, begins.get(step.rank, step.begin_s))
             end = step.begin_s + step.wall_s
             ends[step.rank] = max(end, ends.get(step.rank, end))
-        in_steps = sum(step.wall_s for step in report.kept_steps)
         return cls(
             begin_ns=origin + round(min(begins.values()) * 1e9),
             end_ns=origin + round(max(ends.values()) * 1e9),
             wall_s=sum(ends[rank] - begins[rank] for rank in ends),
-            in_steps_s=in_steps,
-            recorded_s=in_steps - sum(step.idle_s for step in report.kept_steps),
+            in_steps_s=report.wall_s,
+            recorded_s=report.wall_s - report.idle_s,
         )
 
     @property
     def recorded_share(self) -> float:
         """What part of the time from the first step's begin to the last one's end was recorded in steps."""
         return self.recorded_s / self.wall_s if self.wall_s else 0.0
+
+
+def times_around(report: Report, began_ns: int, ended_ns: int) -> dict[str, float | None]:
+    """Seconds before, in and after the steps of a command, and what part of the steps was recorded.
+
+    Args:
+        report: On all ranks.
+        began_ns: When the command began, in nanoseconds since 1970.
+        ended_ns: When it ended.
+
+    Returns:
+        ``start_s``: from the command's begin to the first step's, imports and all; ``steps_s``: from there to
+        the last step's end; ``end_s``: from there to the command's end; ``recorded_share``: what part of the
+        time from a rank's first step's begin to its last one's end is in phases and rewards of steps.
+        ``None`` where there was no step.
+    """
+    extent = Extent.of(report)
+    if extent is None:
+        return dict.fromkeys(("start_s", "steps_s", "end_s", "recorded_share"))
+    return {
+        "start_s": (extent.begin_ns - began_ns) / 1e9,
+        "steps_s": (extent.end_ns - extent.begin_ns) / 1e9,
+        "end_s": (ended_ns - extent.end_ns) / 1e9,
+        "recorded_share": extent.recorded_share,
+    }
 
 
 def step_seconds(report: Report, row: PhaseReport) -> list[float]:

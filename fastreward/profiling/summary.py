@@ -55,12 +55,15 @@ def summarise(ranks: Sequence[Rank], totals: Totals, processes: tuple[Process, .
     origin = min(process.began_ns for process in processes)
     spans: list[Span] = []
     kept: list[StepReport] = []
+    began_s: dict[int, float] = {}
     running_steps = 0
     for rank in ranks:
         spans += rank.ledger.spans
         stretches = rank.ledger.settle(rank.until_ns)
         kept += [StepReport.of(one, rank.rank, origin) for one in stretches if one.step is not None]
         running_steps += len(rank.ledger.steps)
+        if rank.ledger.first_step_ns is not None:
+            began_s[rank.rank] = (rank.ledger.first_step_ns - origin) / 1e9
     steps = totals.steps + running_steps
     wall_ns = totals.in_steps_ns if steps else totals.outside_ns
     rows = [_row(key, tally, wall_ns, bool(steps)) for key, tally in totals.tallies.items()]
@@ -83,6 +86,7 @@ def summarise(ranks: Sequence[Rank], totals: Totals, processes: tuple[Process, .
         failures=own.failures,
         processes=processes,
         kept_steps=tuple(kept),
+        began_s=began_s,
         spans=tuple(spans),
         until_ns=max((rank.until_ns for rank in ranks), default=origin),
     )
@@ -132,13 +136,14 @@ def merge_recordings(
     for number in sorted({one.process.rank for one in recordings}):
         group = [one for one in recordings if one.process.rank == number]
         ledger = Ledger(generation, totals)
-        # Where several processes of a rank mark steps, one of them is the trainer.
-        steps = max((one.steps for one in group), key=len)
-        for step in steps:
+        until = max(one.until_ns for one in group)
+        for one in group:
+            if one.until_ns < until:
+                _end_with(one)
+        for step in _steps(group):
             ledger.add_step(step)
         for span in sorted(_spans(group), key=lambda span: span.begin_ns):
             ledger.add_span(span)
-        until = max(one.until_ns for one in group)
         if keep_steps is not None and (settled := ledger.when_few(keep_steps, len(ledger))) is not None:
             ledger.settle(settled)
         ranks.append(Rank(number, ledger, ledger.last_ns(until)))
@@ -148,6 +153,32 @@ def merge_recordings(
         sum(one.failures + one.broken_lines for one in recordings),
     )
     return summarise(ranks, totals, tuple(one.process for one in recordings), own)
+
+
+def _end_with(recording: Recording) -> None:
+    """End what a process was at when it last wrote: it hides nothing of what came later."""
+    both: list[Span | Step] = [*recording.spans, *recording.steps]
+    for one in both:
+        if one.end_ns is None:
+            one.end_ns = max(one.begin_ns, recording.until_ns)
+
+
+def _steps(group: Iterable[Recording]) -> list[Step]:
+    """The steps of a rank, from one process at a time.
+
+    Of processes that mark steps at once, the one with the most is the trainer; one that runs before or after
+    it trains as well, as another stage or a further attempt.
+    """
+    chosen: list[Sequence[Step]] = []
+    for steps in sorted((one.steps for one in group if one.steps), key=len, reverse=True):
+        if all(_is_before(steps, others) or _is_before(others, steps) for others in chosen):
+            chosen.append(steps)
+    return [step for steps in sorted(chosen, key=lambda steps: steps[0].begin_ns) for step in steps]
+
+
+def _is_before(steps: Sequence[Step], others: Sequence[Step]) -> bool:
+    end_ns = steps[-1].end_ns
+    return end_ns is not None and end_ns <= others[0].begin_ns
 
 
 def _spans(recordings: Iterable[Recording]) -> list[Span]:

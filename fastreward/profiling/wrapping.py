@@ -7,9 +7,12 @@ import functools
 import inspect
 import types
 from collections.abc import Callable, Coroutine
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from fastreward.profiling.counting import ScorerWatch, text_finder
+
+OWN: Final = frozenset({"recorder", "find_texts", "scorers", "_texts"})
+"""Attributes of a watched reward that are not the reward's."""
 
 
 class CallRecorder(Protocol):
@@ -94,6 +97,13 @@ class Watched:
         if name == "ascore":  # the other door to the same reward
             return WatchedAsync(self.recorder, value, self.__name__, self._texts)
         return value
+
+    def __setattr__(self, name: str, value: object) -> None:
+        # Whoever changes a reward by the trainer's list, such as a curriculum, means the reward.
+        if name in OWN or name.startswith("__"):
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self.__wrapped__, name, value)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpickled, (self.__wrapped__,)

@@ -389,6 +389,33 @@ def test_a_process_that_is_terminated_writes_first_unless_it_looks_after_that(tm
     assert (report.steps, report.phases[0].count, report.phases[0].running) == (1, 1, 0)
 
 
+def test_a_process_that_is_terminated_twice_writes_all_the_same(tmp_path: Path):
+    code = f"""
+        import time
+        from fastreward.integrations.trl_recording import _timeline
+        timeline = _timeline({str(tmp_path)!r})
+        write = timeline.close
+        def slowly():
+            print("writing", flush=True)
+            time.sleep(0.3)
+            write()
+        timeline.close = slowly
+        timeline._recorder._is_writing = True  # nothing is written before the end
+        timeline.next_step()
+        print("here", flush=True)
+        time.sleep(60)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in ("here\n", "writing\n"):
+        assert process.stdout.readline() == line
+        process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGTERM
+    assert Timeline.merge(tmp_path).steps == 1
+
+
 # --------------------------------------------------------------------------- texts for a replay
 
 

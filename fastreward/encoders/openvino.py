@@ -25,9 +25,9 @@ from fastreward.encoders.openvino_graph import (
     Product,
     Weights,
     build_graph,
-    graph_inputs,
     plain_product,
 )
+from fastreward.encoders.openvino_inputs import graph_inputs
 from fastreward.encoders.openvino_int8 import Calibration, InputRange, int8_product, weights_digest
 from fastreward.encoders.weights import Layer, load_layers
 from fastreward.errors import BackendUnavailableError, CheckpointError, InputError
@@ -152,7 +152,7 @@ class OpenVINOEncoder:
         starts = np.cumsum((0, *batch.lengths))
         for texts in even_parts(batch.lengths, THREAD_TOKENS * self.threads):
             part = pack([ids[starts[text] : starts[text + 1]] for text in texts], CPU)
-            yield texts, graph_inputs(part, self._architecture)
+            yield texts, graph_inputs(part, self._architecture, share_rows=self.pooling != "cls")
 
     def _compile(self, pooling: Pooling | None) -> _Compiled:
         embeddings, layers = load_layers(

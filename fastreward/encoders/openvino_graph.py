@@ -1,8 +1,8 @@
 """An encoder as an OpenVINO graph over packed tokens: nothing is padded but the scores inside attention.
 
 The products, which are nearly all of the work, run over the T tokens as they stand one behind another. Only
-for attention are rows gathered into N texts of L slots, and gathered back. Texts of one inference are of like
-length, so that little of that is padding.
+for attention are they gathered into R rows of L slots, and gathered back. A row holds a text, or several that
+do not see each other.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from fastreward.encoders.weights import Embeddings, Layer
 from fastreward.ops.layer_norm import LayerNorm
 from fastreward.ops.linear import Linear
 from fastreward.ops.pooled_cosine import Pooling
-from fastreward.packing import PackedBatch
 
 if TYPE_CHECKING:
     from openvino import Model, Node
@@ -28,14 +27,6 @@ if TYPE_CHECKING:
 # Added to the score of what must not be seen. Finite, so that a text without tokens makes no NaN, and far
 # below any score, so that its exponential is 0 in bf16 as in fp32.
 UNSEEN: Final = -1e9
-
-TOKEN_MULTIPLE: Final = 32
-"""Tokens of an inference are made up to a multiple of so many. For every number of rows that oneDNN meets
-first it writes code, in a tenth of the time that 1,000 tokens take; rows of nobody take a hundredth."""
-
-SLOT_MULTIPLE: Final = 16
-"""Slots of a text in attention, likewise. It is the plug-in's vector in fp32: 120 slots take it longer than
-128, 56 longer than 64, by a quarter."""
 
 # A pooled vector shorter than this is no direction; as in `fastreward.ops.normalization`.
 MIN_NORM: Final = 1e-12
@@ -84,11 +75,15 @@ def build_graph(
 
     - `input_ids` [T];
     - `position_rows` [T]: each token's row of the position table. Not with rotary positions;
-    - `slots` [N, L]: the token of each slot, any one where the text has no token there;
-    - `rows` [T]: the slot, n · L + l, of each token;
+    - `slots` [N, L]: the tokens of each text, any one where it has none;
+    - `row_slots` [R, L]: the token of each slot in a row of attention, any one where there is none;
+    - `rows` [T]: the slot, r · L + l, of each token;
+    - `query_texts` [R, L], or [R, 1] for a whole row: the text that a slot's query belongs to;
+    - `row_texts` [R, L]: the text that a slot belongs to, -1 for none;
     - `lengths` [N]: tokens of each text.
 
-    Behind the tokens of the texts there may stand others, in no slot: what they come to is not used.
+    With the last layer's queries apart, row n is text n. Behind the tokens of the texts there may stand
+    others, in no slot: what they come to is not used.
 
     Args:
         architecture: Of as many layers as there are in `layers`.
@@ -134,7 +129,10 @@ class _Writer:
         self._ids = op.parameter([-1], np.int32, name="input_ids")
         self._positions = op.parameter([-1], np.int32, name="position_rows")
         self._slots = op.parameter([-1, -1], np.int32, name="slots")
+        self._row_slots = op.parameter([-1, -1], np.int32, name="row_slots")
         self._rows = op.parameter([-1], np.int32, name="rows")
+        self._query_texts = op.parameter([-1, -1], np.int32, name="query_texts")
+        self._row_texts = op.parameter([-1, -1], np.int32, name="row_texts")
         self._lengths = op.parameter([-1], np.int32, name="lengths")
         self._slot_numbers = self._range_of_slots()  # [L]
         self._filled = op.less(  # [N, L], whether a slot has a token
@@ -155,7 +153,8 @@ class _Writer:
             if one_row_a_text:
                 stream = self._first_rows(stream)
             normed, stream = self._after_attention(attended, stream, layer, str(index))
-        inputs = [self._ids, self._slots, self._rows, self._lengths]
+        inputs = [self._ids, self._slots, self._row_slots, self._rows]
+        inputs += [self._query_texts, self._row_texts, self._lengths]
         if embeddings.positions is not None:
             inputs.insert(1, self._positions)
         output = normed.node
@@ -226,9 +225,9 @@ class _Writer:
         return rows if from_first else self._take(rows, self._rows)
 
     def _heads(self, x: Node, count: int) -> list[Node]:
-        """[T, count · D] → `count` of [N, H, L, hd]."""
+        """[T, count · D] → `count` of [R, H, L, hd]."""
         op, shape = self._op, self._architecture
-        padded = self._take(x, self._slots)
+        padded = self._take(x, self._row_slots)
         apart = op.reshape(
             padded, constant([0, 0, count, shape.num_heads, shape.head_dim]), special_zero=True
         )
@@ -236,11 +235,14 @@ class _Writer:
         return [op.gather(turned, constant(index), constant(0)) for index in range(count)]
 
     def _mask(self, window: int | None, from_first: bool) -> Node:
-        """What is added to scores: [N, 1, 1, L], with a window [N, 1, L, L]; of first tokens [N, 1, 1, L]."""
+        """What is added to scores: [R, 1, 1 or L, L]; of first tokens [N, 1, 1, L]."""
         key = (window, from_first)
         if key not in self._masks:
             op = self._op
-            seen = op.unsqueeze(self._filled, constant([1, 2]))
+            seen = op.equal(
+                op.unsqueeze(self._query_texts, constant([1, 3])),
+                op.unsqueeze(self._row_texts, constant([1, 2])),
+            )
             if window is not None:
                 columns = op.unsqueeze(self._slot_numbers, constant([0]))
                 lines = constant(0) if from_first else op.unsqueeze(self._slot_numbers, constant([1]))
@@ -251,7 +253,10 @@ class _Writer:
         return self._masks[key]
 
     def _rotated(self, x: Node, table: Tensor) -> Node:
-        """Turn [N, H, L, hd] by the slots' positions, which are their numbers, as `apply_rotary` does."""
+        """Turn [R, H, L, hd] by the slots' numbers, as `apply_rotary` does by positions.
+
+        Scores depend on how far two tokens of a text are apart, which is the same.
+        """
         op = self._op
         cosines, sines = self._rotation(table)
         left, right = op.split(x, constant(3), num_splits=2).outputs()
@@ -262,7 +267,7 @@ class _Writer:
         return op.concat(list(turned), axis=3)
 
     def _rotation(self, table: Tensor) -> tuple[Node, Node]:
-        """Cosines and sines of the slots' positions, each [L, hd / 2]."""
+        """Cosines and sines by the slots' numbers, each [L, hd / 2]."""
         if id(table) not in self._rotations:
             rows = self._take(constant(table), self._slot_numbers)
             cosines, sines = self._op.split(rows, constant(1), num_splits=2).outputs()
@@ -324,56 +329,3 @@ class _Writer:
 
     def _whole(self, value: int) -> Node:
         return self._op.constant(np.array(value, dtype=np.int32))
-
-
-def graph_inputs(
-    batch: PackedBatch, architecture: Architecture, *, token_multiple: int = TOKEN_MULTIPLE
-) -> list[NDArray[np.int32]]:
-    """What a graph of `build_graph` takes for a batch, in its order.
-
-    Args:
-        batch: At least one token.
-        architecture: Whose position table there is, if any.
-        token_multiple: Tokens are made up to a multiple of so many.
-
-    Example:
-        >>> import torch
-        >>> from fastreward.encoders.checkpoint import load_checkpoint
-        >>> from fastreward.packing import pack
-        >>> bert = load_checkpoint("sentence-transformers/all-MiniLM-L6-v2").architecture
-        >>> batch = pack([[101, 7592, 102], [101, 102]], torch.device("cpu"))
-        >>> for array in graph_inputs(batch, bert, token_multiple=1):
-        ...     print(array.tolist())
-        [101, 7592, 102, 101, 102]
-        [0, 1, 2, 0, 1]
-        [[0, 1, 2, 0, 0, 0, 0, 0], [3, 4, 0, 0, 0, 0, 0, 0]]
-        [0, 1, 2, 8, 9]
-        [3, 2]
-    """
-    lengths = np.array(batch.lengths, dtype=np.int32)
-    num_slots = -(-batch.max_seqlen // SLOT_MULTIPLE) * SLOT_MULTIPLE
-    ids, positions = batch.input_ids.numpy(), batch.position_ids.numpy()
-    starts = np.arange(len(lengths), dtype=np.int32) * np.int32(num_slots)
-    rows = np.repeat(starts, lengths) + positions
-    slots = np.zeros(len(lengths) * num_slots, dtype=np.int32)
-    slots[rows] = np.arange(len(ids), dtype=np.int32)
-    room = (0, -len(ids) % token_multiple)
-    inputs = [np.pad(ids, room), slots.reshape(len(lengths), num_slots), np.pad(rows, room), lengths]
-    if architecture.thetas is None:
-        inputs.insert(1, np.pad(_position_rows(ids, positions, architecture.padding_id), room))
-    return inputs
-
-
-def _position_rows(
-    ids: NDArray[np.int32], positions: NDArray[np.int32], padding_id: int | None
-) -> NDArray[np.int32]:
-    """The row of the position table for each token, [T]; see `Embeddings`."""
-    if padding_id is None:
-        return positions
-    # A text may hold the padding token (someone writes "<pad>"): it has row 0, and those behind it count as
-    # if it were not there.
-    counts = (ids != padding_id).astype(np.int32)
-    seen = np.concatenate((np.zeros(1, dtype=np.int32), counts.cumsum(dtype=np.int32)))
-    first = np.arange(len(ids), dtype=np.int32) - positions
-    rows: NDArray[np.int32] = (seen[1:] - seen[first]) * counts
-    return rows

@@ -51,9 +51,9 @@ class TextBatch(NamedTuple):
 
 
 class _Laid(NamedTuple):
-    """A batch that is not yet on its device."""
+    """A batch that need not be on its device yet: a GPU's is copied there where it is used."""
 
-    texts: HostBatch
+    texts: HostBatch | PackedBatch
     rows: list[int]
     truncated: int
 
@@ -86,8 +86,10 @@ class Batcher:
         ahead = prefetched(laid) if sum(sizes) > self._first_chunk(sum(sizes)) else laid
         with ScoringProgress(sum(sizes), self._progress) as progress, closing(ahead):
             for batch in ahead:
-                with stage("copy"):
-                    packed = batch.texts.to(self._device)
+                packed = batch.texts
+                if isinstance(packed, HostBatch):
+                    with stage("copy"):
+                        packed = packed.to(self._device)
                 yield TextBatch(packed, batch.rows, batch.truncated)
                 progress.advance(sum(sizes[row] for row in batch.rows))
 
@@ -131,7 +133,9 @@ class Batcher:
         cut = [ids[:room] for ids in content] if truncated else content
         with stage("copy"):
             laid = lay_out(cut, prefix=self._tokenizer.prefix, suffix=self._tokenizer.suffix)
-        return _Laid(laid, rows, truncated)
+            # Each of the copy's steps lets go of the interpreter, which another thread may keep for 5 ms.
+            done = laid.to(self._device) if self._device.type == "cpu" else laid
+        return _Laid(done, rows, truncated)
 
     def _content(self, texts: Sequence[str | TokenIds]) -> list[TokenIds]:
         """Token ids of texts, or those that were given."""

@@ -1,4 +1,4 @@
-"""Texts → packed batches: tokenised in parts, one part ahead of the one in use, and cut by a token budget."""
+"""Texts → packed batches: tokenised in parts, ahead of the batch in use, and cut by a token budget."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Batcher:
     def batches(self, texts: Sequence[str] | Sequence[TokenIds]) -> Generator[TextBatch]:
         """Yield the batches of N texts, one at least, given as they are or as token ids; longest texts first.
 
-        While a batch is used, a thread makes the next one.
+        While a batch is used, a thread makes the next two.
         """
         sizes = [_size(text) for text in texts]
         laid = self.laid_out(texts, sizes)

@@ -7,7 +7,7 @@
 #   make bench        the CPU benchmarks (minutes; stop other work first)
 #   make bench-compare BASE=REV   the working tree's speed beside an older commit's
 #   make peers        the libraries that `make bench` compares with, in an environment of their own
-#   make train-demo   a small policy through CPT, SFT and GRPO (a quarter of an hour)
+#   make train-demo   a small policy through CPT, SFT and GRPO (some twenty minutes)
 #   make train-arms   GRPO with other rewards, three seeds each; it goes on where it stopped
 #   make gpu          the tests on CUDA, then the GPU benchmarks, with this machine's own python3
 #   make clean        remove the environment and what the tools left behind

@@ -233,7 +233,7 @@ def result_rows(gain: float, seeds: int = 3) -> list[dict[str, Any]]:
             found = {"accuracy": 0.5 + 0.1 * seed + more, "semantic": 0.8 + more, "rouge_l": 0.4}
             found |= {"format": 1.0, "length": 50.0}
             both = {split: dict(found) for split in ("held_out_numbers", "held_out_templates")}
-            rows.append({"seed": seed, "stage": stage, "seconds": 60.0, **both})
+            rows.append({"seed": seed, "stage": stage, "seconds": 60.0, "asking_s": 1.0, **both})
     return rows
 
 
@@ -269,5 +269,5 @@ def test_the_demo_is_held_against_what_is_asked_of_it(demo: ModuleType) -> None:
     rows = result_rows(0.01, seeds=1)
     assert all(one["met"] for one in demo.asked(rows))
     rows[0]["held_out_numbers"] |= {"accuracy": 0.39, "semantic": 0.86}
-    rows[1]["seconds"] = 900.0
+    rows[1]["seconds"] = 840.0  # 902 with the rest
     assert [one["met"] for one in demo.asked(rows)] == [False, False, False, True, False]

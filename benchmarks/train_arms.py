@@ -11,8 +11,6 @@ from its newest checkpoint: so run it again until all is there.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -26,8 +24,9 @@ import torch
 from rich.table import Table
 
 from benchmarks.measure import provenance, wide_console, write_results
-from benchmarks.train_demo import MEASURES, RUNS, smoothed
-from benchmarks.training import ARMS, CHANCE, FULL, QUICK, SPLITS, STAGES, Run
+from benchmarks.train_demo import MEASURES, smoothed
+from benchmarks.training import ARMS, CHANCE, SPLITS, STAGES
+from benchmarks.training_results import asked_table, drawn, parser_of, run_of
 
 LABELS: Final = {
     "sft": "SFT alone",
@@ -82,15 +81,8 @@ def judged(what: str, values: Sequence[float], bound: float, at_most: bool) -> d
     met: bool | None = mean <= bound if at_most else mean >= bound
     if len(values) < JUDGED_SEEDS:
         met = None
-    return {
-        "what": what,
-        "mean": mean,
-        "std": deviation,
-        "values": list(values),
-        "bound": bound,
-        "at_most": at_most,
-        "met": met,
-    }
+    found = {"what": what, "value": mean, "spread": deviation, "values": list(values)}
+    return found | {"bound": bound, "at_most": at_most, "met": met}
 
 
 def arm_table(rows: Sequence[Mapping[str, Any]], split: str) -> Table:
@@ -113,19 +105,7 @@ def arm_table(rows: Sequence[Mapping[str, Any]], split: str) -> Table:
     return table
 
 
-def asked_table(found: Sequence[Mapping[str, Any]]) -> Table:
-    """What is asked, and whether it is so."""
-    table = Table(title="asked")
-    for column in ("what", "found", "asked", ""):
-        table.add_column(column)
-    for one in found:
-        verdict = {True: "met", False: "MISSED", None: "not judged"}[one["met"]]
-        bound = f"{'≤' if one['at_most'] else '≥'} {one['bound']:g}"
-        table.add_row(one["what"], f"{one['mean']:.3f} ± {one['std']:.3f}", bound, verdict)
-    return table
-
-
-def draw(content: Mapping[str, Any], out: Path) -> Path:
+def draw(content: Mapping[str, Any], out: Path) -> None:
     """Draw a result: training by step above, held-out questions by arm below, a dot for each seed."""
     import matplotlib
 
@@ -136,7 +116,7 @@ def draw(content: Mapping[str, Any], out: Path) -> Path:
     figure, grid = pyplot.subplots(3, 3, figsize=(15, 12), layout="constrained")
     for axes, (measure, component) in zip(grid[0], measures.items(), strict=True):
         for arm, runs in content["steps"].items():
-            curves = [smoothed([step[f"rewards/{component}/mean"] for step in steps]) for steps in runs]
+            curves = [smoothed(steps[f"rewards/{component}/mean"]) for steps in runs]
             mean = [statistics.fmean(values) for values in zip(*curves, strict=True)]
             for curve in curves:
                 axes.plot(curve, color=COLOURS[arm], alpha=0.25, linewidth=0.8)
@@ -151,7 +131,6 @@ def draw(content: Mapping[str, Any], out: Path) -> Path:
     figure.suptitle(f"{seeds} seeds; {content['device']}, commit {content['commit']}", fontsize=9)
     figure.savefig(out, dpi=100)
     pyplot.close(figure)
-    return out
 
 
 def bars(axes: Any, rows: Sequence[Mapping[str, Any]], split: str, measure: str) -> None:
@@ -168,43 +147,31 @@ def bars(axes: Any, rows: Sequence[Mapping[str, Any]], split: str, measure: str)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train all that is missing, print what came out, and keep it: 0 when all arms are done."""
-    parser = argparse.ArgumentParser(prog="train_arms.py", description="One policy, four rewards.")
+    parser = parser_of("train_arms.py", "One policy, four rewards.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
-    parser.add_argument("--quick", action="store_true", help="tiny: does it run?")
-    parser.add_argument("--runs", type=Path, default=RUNS, help=f"checkpoints (default: {RUNS})")
-    parser.add_argument("--out", type=Path, help="write the result below this folder, not beside the runs")
-    parser.add_argument("--draw", type=Path, help="draw a result again, and do nothing else")
     options = parser.parse_args(arguments)
-    if options.draw is not None:
-        content = json.loads(options.draw.read_text(encoding="utf-8"))
-        print(draw(content, options.draw.with_suffix(".png")))
-        return 0
-    recipe, console = QUICK if options.quick else FULL, wide_console()
-    prefix = "quick-" if options.quick else ""
-    runs = [
-        Run(
-            options.runs / f"{prefix}seed-{seed}",
-            recipe,
-            seed,
-            lambda line: console.print(line, soft_wrap=True),
-        )
-        for seed in options.seeds
-    ]
-    rows = [{"seed": run.seed, **run.stage(name)} for run in runs for name in (*STAGES, *options.arms)]
-    content = {
-        **provenance(torch.device("cpu")),
-        "suite": "train_arms",
-        "settings": runs[0].settings | {"seeds": options.seeds, "quick": options.quick},
-        "rows": rows,
-        "steps": {arm: [run.log(arm) for run in runs] for arm in options.arms},
-        "asked": asked(rows),
-    }
-    for split in SPLITS:
-        console.print(arm_table(rows, split))
-    console.print(asked_table(content["asked"]))
-    written = write_results(options.out or options.runs, "train_arms", content)
-    console.print(f"wrote {written} and {draw(content, written.with_suffix('.png'))}", soft_wrap=True)
+    console = wide_console()
+    if options.draw is None:
+        runs = [
+            run_of(options, seed, tell=lambda line: console.print(line, soft_wrap=True))
+            for seed in options.seeds
+        ]
+        rows = [{"seed": run.seed, **run.stage(name)} for run in runs for name in (*STAGES, *options.arms)]
+        content = {
+            **provenance(torch.device("cpu")),
+            "suite": "train_arms",
+            "settings": runs[0].settings | {"seeds": options.seeds, "quick": options.quick},
+            "rows": rows,
+            "steps": {arm: [run.curves(arm) for run in runs] for arm in options.arms},
+            "asked": asked(rows),
+        }
+        for split in SPLITS:
+            console.print(arm_table(rows, split))
+        console.print(asked_table(content["asked"]))
+        options.draw = write_results(options.out or options.runs, "train_arms", content)
+        console.print(f"wrote {options.draw}", soft_wrap=True)
+    console.print(f"drew {drawn(options.draw, draw)}", soft_wrap=True)
     return 0
 
 

@@ -12,8 +12,6 @@ kept in the folder of the run, and is not done again.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,9 +24,9 @@ import torch
 from rich.table import Table
 
 from benchmarks.measure import provenance, wide_console, write_results
-from benchmarks.training import CHANCE, FULL, QUICK, SPLITS, STAGES, Run
+from benchmarks.training import CHANCE, SPLITS, STAGES
+from benchmarks.training_results import asked_table, drawn, parser_of, run_of
 
-RUNS: Final = Path("build/training")
 ARM: Final = "semantic"
 MEASURES: Final = {
     "accuracy": "accuracy",
@@ -50,15 +48,21 @@ def asked(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     by_stage = {row["stage"]: row for row in rows}
     sft, grpo = by_stage["sft"]["held_out_numbers"], by_stage[ARM]["held_out_numbers"]
     seconds = sum(row["seconds"] + row["asking_s"] for row in rows)
-    found = [
-        ("accuracy after SFT, new numbers", sft["accuracy"], 0.4, sft["accuracy"] >= 0.4),
-        ("semantic score after SFT, new numbers, at most", sft["semantic"], 0.85, sft["semantic"] <= 0.85),
+    return [
+        judged("accuracy after SFT, new numbers", sft["accuracy"], 0.4),
+        judged("semantic score after SFT, new numbers", sft["semantic"], 0.85, at_most=True),
+        *(
+            judged(f"{name} after GRPO less that after SFT, new numbers", grpo[name] - sft[name], 0.0)
+            for name in ("semantic", "accuracy")
+        ),
+        judged("seconds of all stages and questions", seconds, 900.0, at_most=True),
     ]
-    for name in ("semantic", "accuracy"):
-        change = grpo[name] - sft[name]
-        found.append((f"{name} after GRPO less that after SFT, new numbers", change, 0.0, change >= 0))
-    found.append(("seconds of all stages and questions, at most", seconds, 900.0, seconds <= 900))
-    return [dict(zip(("what", "value", "bound", "met"), one, strict=True)) for one in found]
+
+
+def judged(what: str, value: float, bound: float, *, at_most: bool = False) -> dict[str, Any]:
+    """A value against its bound."""
+    met = value <= bound if at_most else value >= bound
+    return {"what": what, "value": value, "bound": bound, "at_most": at_most, "met": met}
 
 
 def stage_table(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -75,18 +79,7 @@ def stage_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def asked_table(found: Sequence[Mapping[str, Any]]) -> Table:
-    """What is asked, and whether it is so."""
-    table = Table(title="asked")
-    for column in ("what", "found", "asked", ""):
-        table.add_column(column)
-    for one in found:
-        verdict = "met" if one["met"] else "MISSED"
-        table.add_row(one["what"], f"{one['value']:.3f}", f"{one['bound']:g}", verdict)
-    return table
-
-
-def draw(content: Mapping[str, Any], out: Path) -> Path:
+def draw(content: Mapping[str, Any], out: Path) -> None:
     """Draw a result: the reward and its components by step, and what held-out questions say by stage."""
     import matplotlib
 
@@ -95,7 +88,7 @@ def draw(content: Mapping[str, Any], out: Path) -> Path:
 
     figure, (steps, *stages) = pyplot.subplots(1, 4, figsize=(19, 4.6), layout="constrained")
     for (name, label), colour in zip(COMPONENTS.items(), COLOURS, strict=True):
-        values = [step[f"rewards/{name}/mean"] for step in content["steps"]]
+        values = content["steps"][f"rewards/{name}/mean"]
         style = ":" if name == "rouge_l_reward" else "-"
         steps.plot(range(1, len(values) + 1), values, color=colour, alpha=0.25, linewidth=0.8)
         steps.plot(range(1, len(values) + 1), smoothed(values), style, color=colour, label=label)
@@ -118,7 +111,6 @@ def draw(content: Mapping[str, Any], out: Path) -> Path:
     figure.suptitle(f"{title}; {content['device']}, commit {content['commit']}", fontsize=9)
     figure.savefig(out, dpi=110)
     pyplot.close(figure)
-    return out
 
 
 def smoothed(values: Sequence[float], width: int = 7) -> list[float]:
@@ -130,32 +122,25 @@ def smoothed(values: Sequence[float], width: int = 7) -> list[float]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train, print what came out, and keep it: 0 when all stages are done."""
-    parser = argparse.ArgumentParser(prog="train_demo.py", description="CPT, SFT and GRPO of a small policy.")
+    parser = parser_of("train_demo.py", "CPT, SFT and GRPO of a small policy.")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="tiny: does it run?")
-    parser.add_argument("--runs", type=Path, default=RUNS, help=f"checkpoints (default: {RUNS})")
-    parser.add_argument("--out", type=Path, help="write the result below this folder, not into the run's")
-    parser.add_argument("--draw", type=Path, help="draw a result again, and do nothing else")
     options = parser.parse_args(arguments)
-    if options.draw is not None:
-        content = json.loads(options.draw.read_text(encoding="utf-8"))
-        print(draw(content, options.draw.with_suffix(".png")))
-        return 0
-    recipe, console = QUICK if options.quick else FULL, wide_console()
-    folder = options.runs / f"{'quick-' if options.quick else ''}seed-{options.seed}"
-    run = Run(folder, recipe, options.seed, tell=lambda line: console.print(line, soft_wrap=True))
-    rows = [run.stage(name) for name in (*STAGES, ARM)]
-    content = {
-        **provenance(torch.device("cpu")),
-        "suite": "train_demo",
-        "settings": run.settings | {"quick": options.quick},
-        "rows": rows,
-        "steps": run.log(ARM),
-        "asked": asked(rows),
-    }
-    console.print(stage_table(rows), asked_table(content["asked"]))
-    written = write_results(options.out or folder, "train_demo", content)
-    console.print(f"wrote {written} and {draw(content, written.with_suffix('.png'))}", soft_wrap=True)
+    console = wide_console()
+    if options.draw is None:
+        run = run_of(options, options.seed, tell=lambda line: console.print(line, soft_wrap=True))
+        rows = [run.stage(name) for name in (*STAGES, ARM)]
+        content = {
+            **provenance(torch.device("cpu")),
+            "suite": "train_demo",
+            "settings": run.settings | {"quick": options.quick},
+            "rows": rows,
+            "steps": run.curves(ARM),
+            "asked": asked(rows),
+        }
+        console.print(stage_table(rows), asked_table(content["asked"]))
+        options.draw = write_results(options.out or run.folder, "train_demo", content)
+        console.print(f"wrote {options.draw}", soft_wrap=True)
+    console.print(f"drew {drawn(options.draw, draw)}", soft_wrap=True)
     return 0
 
 

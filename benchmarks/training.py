@@ -56,6 +56,12 @@ SHARED: Final = {"answer_reward": 1.0, "format_reward": 0.5}
 STAGES: Final = ("start", "cpt", "sft")
 TAGS: Final = ("<explanation>", "</explanation>", "<answer>", "</answer>")
 LETTERS: Final = "ABCDE"
+TRACED: Final = (
+    *(f"rewards/{name}_reward/mean" for name in ("semantic", "rouge_l", "answer", "format")),
+    *(f"time/{name}" for name in ("generate", "update", "reward_exposed", "reward_hidden")),
+    "step_time",
+)
+"""What a result keeps of each step; the rest stands in the log of the run."""
 CHANCE: Final = 0.2  # of picking the right one of five options
 
 
@@ -81,7 +87,7 @@ class Recipe:
     corpus_texts: int = 1600
     cpt_epochs: float = 1.0
     cpt_rate: float = 2e-3
-    questions: int = 18000
+    questions: int = 16000
     sft_epochs: float = 1.0
     sft_rate: float = 2e-3
     cpt_batch: int = 2  # rows of `context` tokens
@@ -302,6 +308,11 @@ class Run:
         """The steps of an arm, each with its metrics."""
         text = (self.model(arm) / "log.jsonl").read_text(encoding="utf-8")
         return [json.loads(line) for line in text.splitlines()]
+
+    def curves(self, arm: str) -> dict[str, list[float]]:
+        """What is traced of an arm, a value a step; rewards have no unit, times are seconds."""
+        steps = self.log(arm)
+        return {name: [round(step[name], 6) for step in steps] for name in TRACED}
 
     def _train(self, name: str, folder: Path) -> dict[str, Any]:
         if name in ARMS:

@@ -244,8 +244,8 @@ def test_gains_are_over_the_same_seed_and_judged_by_their_sign(
     found = arms_script.asked(result_rows(gain))
     assert [one["met"] for one in found] == [True, True, met, met]
     assert found[3]["values"] == pytest.approx([gain] * 3)
-    assert found[3]["std"] == pytest.approx(0.0, abs=1e-12)  # seeds differ by 0.1, their gains do not
-    assert found[0]["std"] == pytest.approx(statistics.stdev([0.5, 0.6, 0.7]))
+    assert found[3]["spread"] == pytest.approx(0.0, abs=1e-12)  # seeds differ by 0.1, their gains do not
+    assert found[0]["spread"] == pytest.approx(statistics.stdev([0.5, 0.6, 0.7]))
 
 
 def test_fewer_than_three_seeds_are_not_judged(arms_script: ModuleType) -> None:
@@ -258,7 +258,10 @@ def test_results_are_drawn_from_their_file_alone(
     run, results = finished
     shared = {"device": "CPU", "commit": "0" * 12, "settings": run.settings}
     rows = [{"seed": 3, **row} for row in results.values()]
-    for script, steps in ((demo, run.log("semantic")), (arms_script, {arm: [run.log(arm)] for arm in ARMS})):
+    for script, steps in (
+        (demo, run.curves("semantic")),
+        (arms_script, {arm: [run.curves(arm)] for arm in ARMS}),
+    ):
         path = tmp_path / f"{script.__name__}.json"
         path.write_text(json.dumps({**shared, "rows": rows, "steps": steps}), encoding="utf-8")
         assert script.main(["--draw", str(path)]) == 0

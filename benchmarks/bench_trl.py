@@ -1,6 +1,6 @@
 """The reward in TRL's GRPO: SemanticReward against sentence-transformers, in one training run.
 
-    python benchmarks/bench_trl.py [--quick] [--rounds N] [--backend NAME] [--dtype NAME] [--out FOLDER]
+    python benchmarks/bench_trl.py [--quick] [--rounds N] [--backend B] [--dtype D] [--int8] [--out FOLDER]
     python -m pytest benchmarks/bench_trl.py --benchmark-only [--quick] [--rounds N]
 
 A step has 64 rows, 8 prompts × 8 completions. Steps take turns: one is rewarded by fastreward, the next, of
@@ -37,6 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # what it says of rollout_func is said above
 
 from benchmarks.bench_scorer import OURS as BOUNDS
+from benchmarks.comparison import Bounds
 from benchmarks.measure import (
     GateError,
     Ratio,
@@ -50,14 +51,21 @@ from benchmarks.measure import (
 from benchmarks.peers import SentenceTransformersPeer
 from benchmarks.shapes import EXPLANATIONS, explanation_batch
 from fastreward import Scorer, SemanticReward
-from fastreward.encoders.checkpoint import DEFAULT_ENCODER
+from fastreward.encoders.checkpoint import DEFAULT_ENCODER, load_checkpoint
+from fastreward.encoders.openvino import calibrate_int8
+from fastreward.errors import InputError
+from fastreward.tokenization import Tokenizer
 
 DEVICE: Final = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 FAST: Final = "SemanticReward"
+INT8: Final = "SemanticReward in int8"
 SLOW: Final = "sentence-transformers, both sides"
 ASKED: Final = 9.0
 JUDGED_ROUNDS: Final = 5  # fewer judge nothing
 GENERATIONS: Final = 8
+CALIBRATING: Final = 12
+"""Questions whose explanations calibrate int8."""
+IN_INT8: Final = Bounds(5e-2, 1e-2)
 
 
 @dataclass(frozen=True)
@@ -66,24 +74,31 @@ class Steps:
 
     Attributes:
         prompts: P prompts of a step.
-        rounds: Pairs of steps, the first of which warms up and is not counted.
+        rounds: Turns of all variants, the first of which warms up and is not counted.
         scorer: Options of the `Scorer`.
+        int8: Whether a scorer in 8 bits takes its turn as well.
     """
 
     prompts: int
     rounds: int
     scorer: Mapping[str, Any] = field(default_factory=dict)
+    int8: bool = False
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """In the order of their turns, the usual way last."""
+        return (FAST, INT8, SLOW) if self.int8 else (FAST, SLOW)
 
     def rows(self) -> list[dict[str, str]]:
-        """The data set: the prompts of each pair of steps twice."""
-        items = [json.loads(line) for line in EXPLANATIONS.read_text(encoding="utf-8").splitlines()]
+        """The data set: the prompts of each turn, once for each variant."""
+        texts = items()
         references = explanation_batch(self.prompts * self.rounds, GENERATIONS).references[::GENERATIONS]
         rows = [
-            {"prompt": f"{items[i % len(items)]['question']} ({i})", "explanation": reference}
+            {"prompt": f"{texts[i % len(texts)]['question']} ({i})", "explanation": reference}
             for i, reference in enumerate(references)
         ]
-        pairs = [rows[first : first + self.prompts] for first in range(0, len(rows), self.prompts)]
-        return [row for pair in pairs for row in (*pair, *pair)]
+        turns = [rows[first : first + self.prompts] for first in range(0, len(rows), self.prompts)]
+        return [row for turn in turns for row in turn * len(self.variants)]
 
     def completions(self) -> dict[str, tuple[str, ...]]:
         """The completions of each prompt."""
@@ -91,40 +106,78 @@ class Steps:
         prompts = dict.fromkeys(row["prompt"] for row in self.rows())
         return {p: texts[i * GENERATIONS : (i + 1) * GENERATIONS] for i, p in enumerate(prompts)}
 
+    def scorers(self, folder: Path) -> dict[str, Scorer]:
+        """Ours, by variant; a calibration is kept in the folder.
+
+        Raises:
+            InputError: If the steps leave no questions to calibrate on.
+        """
+        options = {"device": DEVICE, "progress": False}
+        made = {FAST: Scorer(DEFAULT_ENCODER, **options, **self.scorer)}
+        if self.int8:
+            calibrating = items()[self.prompts * self.rounds :][-CALIBRATING:]
+            if len(calibrating) < CALIBRATING:
+                most = (len(items()) - CALIBRATING) // self.prompts - 1
+                raise InputError(
+                    f"{most} rounds at most with int8", str(self.rounds - 1), f"Pass --rounds {most}."
+                )
+            texts = [
+                text for item in calibrating for text in (item["explanation"], *item["candidates"].values())
+            ]
+            checkpoint = load_checkpoint(DEFAULT_ENCODER)
+            tokenizer = Tokenizer.from_file(checkpoint.tokenizer_file, max_length=checkpoint.max_seq_length)
+            file = calibrate_int8(checkpoint, tokenizer(texts)).save(folder / "ranges.npz")
+            made[INT8] = Scorer(
+                DEFAULT_ENCODER, backend="openvino", dtype="int8", calibration=file, **options
+            )
+        return made
+
+
+def items() -> list[dict[str, Any]]:
+    """The example explanations, by question."""
+    return [json.loads(line) for line in EXPLANATIONS.read_text(encoding="utf-8").splitlines()]
+
 
 class Turns:
-    """A reward function that is ours in even steps and the usual one in odd steps, and takes their time.
+    """A reward function that is each of the variants in turn, and takes their time.
 
     Args:
-        options: Of the `Scorer`.
+        scorers: Ours, by variant, in the order of their turns, behind which the usual way has its own.
     """
 
     __name__ = "turns"
 
-    def __init__(self, options: Mapping[str, Any]) -> None:
-        self.scorer = Scorer(DEFAULT_ENCODER, device=DEVICE, progress=False, **options)
-        ours = SemanticReward(self.scorer, reference="explanation")
+    def __init__(self, scorers: Mapping[str, Scorer]) -> None:
+        self.scorers = scorers
         peer = SentenceTransformersPeer(DEFAULT_ENCODER, device=DEVICE.type)
 
         def usual(completions: list[str], explanation: list[str], **columns: Any) -> list[float]:
             scores: list[float] = peer.score(completions, explanation).tolist()
             return scores
 
-        self._variants: dict[str, Callable[..., Any]] = {FAST: ours, SLOW: usual}
-        self.seconds: dict[str, list[float]] = {FAST: [], SLOW: []}
-        self._rewards: list[float] = []
+        self._variants: dict[str, Callable[..., Any]] = {
+            name: SemanticReward(scorer, reference="explanation") for name, scorer in scorers.items()
+        } | {SLOW: usual}
+        self.seconds: dict[str, list[float]] = {name: [] for name in self._variants}
+        self._rewards: dict[str, list[float]] = {}
 
     def __call__(self, *, trainer_state: Any, **columns: Any) -> list[float]:
-        name = SLOW if trainer_state.global_step % 2 else FAST
+        names = list(self._variants)
+        name = names[trainer_state.global_step % len(names)]
         if DEVICE.type == "cuda":  # what the trainer has queued before is no part of the reward
             torch.cuda.synchronize(DEVICE)
         start = time.perf_counter()
         rewards: list[float] = self._variants[name](**columns)
         self.seconds[name].append(time.perf_counter() - start)
         if name == SLOW:  # of the same texts
-            bounds = BOUNDS[torch.float32 if self.scorer.dtype == torch.float32 else torch.bfloat16]
-            require_close(FAST, torch.tensor(self._rewards), torch.tensor(rewards), **vars(bounds))
-        self._rewards = rewards
+            for ours, scorer in self.scorers.items():
+                bounds = (
+                    IN_INT8
+                    if ours == INT8
+                    else BOUNDS[torch.float32 if scorer.dtype == torch.float32 else torch.bfloat16]
+                )
+                require_close(ours, torch.tensor(self._rewards[ours]), torch.tensor(rewards), **vars(bounds))
+        self._rewards[name] = rewards
         return rewards
 
 
@@ -133,37 +186,33 @@ class Measured:
     """Seconds of the reward and of the step around it, by variant.
 
     Attributes:
-        backend: Of our encoder.
-        dtype: What it computed in.
+        scorers: Back-end and precision of ours, by variant.
         rows: Completions of a step.
         reward: The warm-up left out.
         step: The same steps.
     """
 
-    backend: str
-    dtype: str
+    scorers: Mapping[str, tuple[str, str]]
     rows: int
     reward: dict[str, Timing] = field(default_factory=dict)
     step: dict[str, Timing] = field(default_factory=dict)
 
-    @property
-    def ratio(self) -> Ratio:
-        """Of the rewards' seconds."""
-        return Ratio(slow=self.reward[SLOW], fast=self.reward[FAST])
+    def ratio(self, name: str) -> Ratio:
+        """Of the rewards' seconds, the usual way's to a variant's."""
+        return Ratio(slow=self.reward[SLOW], fast=self.reward[name])
 
     def share(self, name: str) -> float:
         """Of the step that is the reward, by the medians."""
         return self.reward[name].p50 / self.step[name].p50
 
-    @property
-    def verdict(self) -> str:
+    def verdict(self, name: str) -> str:
         """The bound, and whether it is met."""
-        if len(self.reward[FAST].seconds) < JUDGED_ROUNDS:
+        if len(self.reward[name].seconds) < JUDGED_ROUNDS:
             return ""
-        return f"≥ {ASKED} {'met' if self.ratio.of_medians >= ASKED else 'MISSED'}"
+        return f"≥ {ASKED} {'met' if self.ratio(name).of_medians >= ASKED else 'MISSED'}"
 
-    def as_json(self) -> dict[str, Any]:
-        """The row as it is written."""
+    def as_json(self) -> list[dict[str, Any]]:
+        """A row for each of ours, as it is written."""
 
         def variant(name: str) -> dict[str, Any]:
             step = self.step[name].as_json()
@@ -174,37 +223,42 @@ class Measured:
                 "share_of_step": self.share(name),
             }
 
-        return {
-            "name": "trl-grpo-step",
-            "backend": self.backend,
-            "dtype": self.dtype,
-            "fast": variant(FAST),
-            "slow": variant(SLOW),
-            "ratio": self.ratio.as_json(),
-            "asked": f"≥ {ASKED}",
-            "texts_per_s": self.rows / self.reward[FAST].p50,
-        }
+        return [
+            {
+                "name": "trl-grpo-step",
+                "backend": backend,
+                "dtype": dtype,
+                "fast": variant(name),
+                "slow": variant(SLOW),
+                "ratio": self.ratio(name).as_json(),
+                "asked": f"≥ {ASKED}",
+                "texts_per_s": self.rows / self.reward[name].p50,
+            }
+            for name, (backend, dtype) in self.scorers.items()
+        ]
 
     def table(self) -> Table:
-        """The row as it is shown."""
+        """The rows as they are shown."""
         where = device_name(DEVICE)
         title = f"The reward of {self.rows} rows in a GRPO step of TRL, {where}; p50 (p20 – p80)"
         table = Table(title=title)
         for name in ("reward", "seconds", "step around it, s", "share of the step", "ratio", "asked"):
             table.add_column(name, justify="left" if name == "reward" else "right")
-        ratio = self.ratio
-        of_rounds = f"{ratio.of_medians:.2f} ({ratio.quantile(0.2):.2f} – {ratio.quantile(0.8):.2f})"
-        for name, last in (
-            (f"{FAST}, {self.backend}, {self.dtype}", (of_rounds, self.verdict)),
-            (SLOW, ("", "")),
-        ):
-            key = SLOW if name == SLOW else FAST
-            taken, step = self.reward[key], self.step[key]
+        for name in (*self.scorers, SLOW):
+            label, last = name, ("", "")
+            if name != SLOW:
+                ratio = self.ratio(name)
+                label = ", ".join((FAST, *self.scorers[name]))
+                last = (
+                    f"{ratio.of_medians:.2f} ({ratio.quantile(0.2):.2f} – {ratio.quantile(0.8):.2f})",
+                    self.verdict(name),
+                )
+            taken, step = self.reward[name], self.step[name]
             table.add_row(
-                name,
+                label,
                 f"{taken.p50:.3f} ({taken.p20:.3f} – {taken.p80:.3f})",
                 f"{step.p50:.2f} ({step.p20:.2f} – {step.p80:.2f})",
-                f"{100 * self.share(key):.1f} %",
+                f"{100 * self.share(name):.1f} %",
                 *last,
             )
         return table
@@ -214,16 +268,23 @@ def measure(steps: Steps) -> Measured:
     """Train and take times.
 
     Raises:
-        GateError: If the rewards of the two variants differ by more than precision explains.
+        GateError: If the rewards of two variants differ by more than precision explains.
+        InputError: If the steps leave no questions to calibrate on.
     """
-    turns = Turns(steps.scorer)
     step_seconds: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
+        turns = Turns(steps.scorers(Path(folder)))
         new_trainer(steps, turns, folder, step_seconds).train()
+    count = len(steps.variants)
     kept = {name: Timing(tuple(seconds[1:])) for name, seconds in turns.seconds.items()}
-    around = {FAST: Timing(tuple(step_seconds[2::2])), SLOW: Timing(tuple(step_seconds[3::2]))}
-    dtype = str(turns.scorer.dtype).removeprefix("torch.")
-    return Measured(turns.scorer.backend, dtype, steps.prompts * GENERATIONS, kept, around)
+    around = {
+        name: Timing(tuple(step_seconds[count + turn :: count])) for turn, name in enumerate(steps.variants)
+    }
+    scorers = {
+        name: (scorer.backend, "int8" if name == INT8 else str(scorer.dtype).removeprefix("torch."))
+        for name, scorer in turns.scorers.items()
+    }
+    return Measured(scorers, steps.prompts * GENERATIONS, kept, around)
 
 
 def new_trainer(steps: Steps, turns: Turns, folder: str, step_seconds: list[float]) -> Any:
@@ -254,7 +315,7 @@ def new_trainer(steps: Steps, turns: Turns, folder: str, step_seconds: list[floa
         gradient_accumulation_steps=steps.prompts,  # a step is one batch of completions
         num_generations=GENERATIONS,
         max_completion_length=1024,
-        max_steps=2 * steps.rounds,
+        max_steps=len(steps.variants) * steps.rounds,
         shuffle_dataset=False,
         report_to=[],
         logging_strategy="no",
@@ -303,9 +364,9 @@ def new_tokenizer(texts: Sequence[str]) -> Any:
     )
 
 
-def sized(*, quick: bool, rounds: int, **scorer: Any) -> Steps:
-    """The steps of a run, with the one that warms up."""
-    return Steps(2, 3, scorer) if quick else Steps(8, rounds + 1, scorer)
+def sized(*, quick: bool, rounds: int, int8: bool = False, **scorer: Any) -> Steps:
+    """The steps of a run, with the turn that warms up."""
+    return Steps(2, 3, scorer, int8) if quick else Steps(8, rounds + 1, scorer, int8)
 
 
 # --------------------------------------------------------------------------- under pytest-benchmark
@@ -316,7 +377,7 @@ def test_trl(benchmark: Any, show: Callable[[Table], None], quick: bool, rounds:
     pytest.importorskip("trl", reason="needs the extra trl")
     measured = benchmark.pedantic(measure, args=(sized(quick=quick, rounds=rounds),), rounds=1)
     show(measured.table())
-    benchmark.extra_info.update(measured.as_json())
+    benchmark.extra_info.update(measured.as_json()[0])
 
 
 # --------------------------------------------------------------------------- as a script
@@ -326,18 +387,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table: 0 when all is measured, 1 when a reward is wrong."""
     parser = argparse.ArgumentParser(prog="bench_trl.py", description="The reward in TRL's GRPO.")
     parser.add_argument("--quick", action="store_true", help="16 rows and two rounds: does it run?")
-    parser.add_argument("--rounds", type=int, default=10, help="pairs of steps (default: 10)")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of all variants (default: 5)")
     parser.add_argument("--backend", help="of the Scorer (default: its own choice)")
     parser.add_argument("--dtype", help="of the Scorer (default: its own choice)")
+    parser.add_argument("--int8", action="store_true", help="OpenVINO in 8 bits takes its turn as well")
     parser.add_argument("--out", type=Path, help="also write the result below this folder")
     options = parser.parse_args(arguments)
-    steps = sized(quick=options.quick, rounds=options.rounds, backend=options.backend, dtype=options.dtype)
+    steps = sized(
+        quick=options.quick,
+        rounds=options.rounds,
+        int8=options.int8,
+        backend=options.backend,
+        dtype=options.dtype,
+    )
     console = wide_console()
     source = provenance(DEVICE)
     console.print(f"{source['device']}, torch {torch.__version__}, commit {source['commit']}")
     try:
         measured = measure(steps)
-    except GateError as error:
+    except (GateError, InputError) as error:
         print(error, file=sys.stderr)
         return 1
     console.print(measured.table())
@@ -346,7 +414,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         source["versions"]["trl"] = trl.__version__
         settings = {"completions": measured.rows, "rounds": steps.rounds - 1, "quick": options.quick}
-        content = {**source, "suite": "bench_trl", "settings": settings, "rows": [measured.as_json()]}
+        content = {**source, "suite": "bench_trl", "settings": settings, "rows": measured.as_json()}
         console.print(f"wrote {write_results(options.out, 'bench_trl', content)}", soft_wrap=True)
     return 0
 

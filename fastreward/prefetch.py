@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections.abc import Generator
 from contextvars import copy_context
 from queue import SimpleQueue
+from types import TracebackType
 from typing import Final, Generic, TypeVar
 
 from fastreward.profiling.stages import stage
@@ -15,30 +18,39 @@ Item = TypeVar("Item")
 AHEAD: Final = 2
 """Items that are made ahead. One would do if all took the same time; two even out what differs."""
 
+TURN_S: Final = 1e-4
+"""For how long a thread may keep the interpreter that another one waits for, while items are made ahead.
+
+Python's own 5 ms are longer than an item may take: who uses the items would come back that late from every
+wait and every launch, with nothing to do meanwhile for the device.
+"""
+
 
 def prefetched(items: Generator[Item]) -> Generator[Item]:
     """Yield what a generator yields, which a thread makes ahead, in a copy of the caller's context.
 
     `AHEAD` are made ahead, never more, so that memory stays bounded. Where the generator raises, the
     exception comes out in its turn. Who stops early closes the generator, once what it is making is made.
+    Meanwhile threads take turns of `TURN_S` in this process.
 
     Example:
         >>> list(prefetched(number * number for number in (1, 2, 3)))
         [1, 4, 9]
     """
-    maker = _Maker(items)
-    try:
-        while True:
-            with stage("wait"):
-                made = maker.made.get()
-            if isinstance(made, _End):
-                if made.error is not None:
-                    raise made.error
-                return
-            maker.room.release()
-            yield made
-    finally:
-        maker.stop()
+    with _short_turns:
+        maker = _Maker(items)
+        try:
+            while True:
+                with stage("wait"):
+                    made = maker.made.get()
+                if isinstance(made, _End):
+                    if made.error is not None:
+                        raise made.error
+                    return
+                maker.room.release()
+                yield made
+        finally:
+            maker.stop()
 
 
 class _End:
@@ -80,3 +92,36 @@ class _Maker(Generic[Item]):
         self._stopped = True
         self.room.release()
         self._thread.join()
+
+
+class _ShortTurns:
+    """Turns of `TURN_S` at most while anybody is within; then those of before, unless they were changed."""
+
+    def __init__(self) -> None:
+        self._users = 0
+        self.renew()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self.renew)
+
+    def renew(self) -> None:
+        """Forget who held the lock when this process was forked off."""
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._users += 1
+            if self._users == 1:
+                self._before = sys.getswitchinterval()
+                sys.setswitchinterval(min(TURN_S, self._before))
+                self._set = sys.getswitchinterval()  # in whole microseconds
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0 and sys.getswitchinterval() == self._set:
+                sys.setswitchinterval(self._before)
+
+
+_short_turns: Final = _ShortTurns()

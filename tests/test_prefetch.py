@@ -1,10 +1,12 @@
 import contextvars
+import sys
 import threading
 import time
+from contextlib import closing
 
 import pytest
 
-from fastreward.prefetch import prefetched
+from fastreward.prefetch import TURN_S, prefetched
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 7])
@@ -61,3 +63,39 @@ def test_who_stops_early_leaves_no_thread_behind_and_the_generator_closed():
     results.close()
     assert threading.active_count() == before
     assert closed == [True]
+
+
+@pytest.fixture
+def switch_interval():
+    before = sys.getswitchinterval()
+    yield before
+    sys.setswitchinterval(before)
+
+
+def test_threads_take_short_turns_while_items_are_made_and_long_ones_again_behind_the_last_user(
+    switch_interval,
+):
+    with closing(prefetched(iter_of(3))) as first:
+        next(first)
+        assert sys.getswitchinterval() == pytest.approx(TURN_S)
+        with closing(prefetched(iter_of(3))) as second:
+            next(second)
+        assert sys.getswitchinterval() == pytest.approx(TURN_S)
+    assert sys.getswitchinterval() == switch_interval
+
+
+def test_turns_that_are_shorter_already_stay_as_they_are(switch_interval):
+    sys.setswitchinterval(TURN_S / 10)
+    for _ in prefetched(iter_of(2)):
+        assert sys.getswitchinterval() == pytest.approx(TURN_S / 10)
+    assert sys.getswitchinterval() == pytest.approx(TURN_S / 10)
+
+
+def test_turns_that_the_caller_sets_meanwhile_stay(switch_interval):
+    for _ in prefetched(iter_of(2)):
+        sys.setswitchinterval(0.03)
+    assert sys.getswitchinterval() == pytest.approx(0.03)
+
+
+def iter_of(count):
+    yield from range(count)

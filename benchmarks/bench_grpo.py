@@ -54,6 +54,7 @@ from benchmarks.measure import (
     write_results,
 )
 from benchmarks.peers import SentenceTransformersPeer
+from benchmarks.policies import shape_of
 from fastreward import Scorer, SemanticReward
 from fastreward.encoders.checkpoint import DEFAULT_ENCODER
 from fastreward.integrations.grpo import GRPO, LoopConfig
@@ -166,19 +167,8 @@ def new_policy(setting: Setting, tokenizer: Any, script: Script) -> Any:
             inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
             return super().generate(**inputs, logits_processor=processors, **options)
 
-    size = POLICIES[setting.policy]
     torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=size.hidden_size,
-        intermediate_size=size.intermediate_size,
-        num_hidden_layers=size.layers,
-        num_attention_heads=size.heads,
-        num_key_value_heads=size.heads,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    config = Qwen2Config(**shape_of(POLICIES[setting.policy], tokenizer))
     return ScriptedPolicy(config).to(setting.device)
 
 

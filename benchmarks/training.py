@@ -31,6 +31,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.policies import shape_of
 from fastreward import AnswerReward, CombinedReward, FormatReward, RougeLReward, Scorer, SemanticReward
 from fastreward.errors import InputError
 from fastreward.integrations.exams import Question, corpus, questions
@@ -40,6 +41,7 @@ from fastreward.integrations.pipeline import (
     continue_pretraining,
     evaluate,
     finetune,
+    load_policy,
     train_grpo,
 )
 
@@ -156,20 +158,12 @@ def new_policy(tokenizer: Any, recipe: Recipe, seed: int) -> Any:
 
     set_seed(seed)
     config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=recipe.hidden_size,
-        intermediate_size=recipe.intermediate_size,
-        num_hidden_layers=recipe.layers,
-        num_attention_heads=recipe.heads,
-        num_key_value_heads=recipe.heads,
+        **shape_of(recipe, tokenizer),
         head_dim=recipe.hidden_size // recipe.heads,
         max_position_embeddings=recipe.context,
         rope_parameters={"rope_type": "default", "rope_theta": 500.0},  # texts are short
         initializer_range=recipe.hidden_size**-0.5,
         tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
     )
     return Qwen3ForCausalLM(config)
 
@@ -324,7 +318,7 @@ class Run:
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
             return {"parameters": sum(weight.numel() for weight in model.parameters())}
-        model, tokenizer = loaded(self.model(STAGES[STAGES.index(name) - 1]))
+        model, tokenizer = self._loaded(STAGES[STAGES.index(name) - 1])
         recipe, rows = self.recipe, self.world.fine_tuning(self.seed)
         options = {"output_dir": str(folder), "max_length": recipe.context, "bf16": recipe.bf16}
         options |= {"seed": self.seed, "save_steps": 0, "warmup_steps": recipe.warmup_steps}
@@ -343,7 +337,7 @@ class Run:
 
     def _reinforce(self, arm: str, folder: Path) -> dict[str, Any]:
         recipe = self.recipe
-        model, tokenizer = loaded(self.model("sft"))
+        model, tokenizer = self._loaded("sft")
         config = LoopConfig(
             output_dir=str(folder),
             max_steps=recipe.grpo_steps,
@@ -370,6 +364,10 @@ class Run:
         # Of a run that was interrupted, the time of its steps is all that is known of what came before.
         return {"steps": len(steps), "seconds": sum(step["step_time"] for step in steps), "median_s": medians}
 
+    def _loaded(self, name: str) -> tuple[Any, Any]:
+        """Read the policy of a stage and its tokenizer; they stay on the CPU."""
+        return load_policy(str(self.model(name)), device="cpu")
+
     def _report(self, step: Mapping[str, float]) -> None:
         parts = [
             f"{n.split('/')[1]} {v:.3f}" for n, v in step.items() if n.startswith("rewards/") and "mean" in n
@@ -378,35 +376,28 @@ class Run:
 
     def _ask(self, name: str, split: str) -> dict[str, Any]:
         """Sample an answer to each held-out question, at GRPO's temperature, and judge it."""
-        model, tokenizer = loaded(self.model(name))
+        model, tokenizer = self._loaded(name)
         rows = [row_of(question) for question in self.world.held_out[split]]
         found = evaluate(
             model,
             tokenizer,
             rows,
+            options="options",
             scorer=self.scorer,
             temperature=1.0,
             max_completion_length=self.recipe.completion,
             batch_size=100,
             seed=self.seed,
         )
-        columns = {name: [row[name] for row in rows] for name in ("explanation", "answer", "options")}
-        right = AnswerReward("answer", kind="option", options="options")(found.completions, **columns)
-        shared = RougeLReward("explanation", extract="explanation")(found.completions, **columns)
+        references = [row["explanation"] for row in rows]
+        shared = RougeLReward("explanation", extract="explanation")(found.completions, explanation=references)
         return {
-            "accuracy": statistics.fmean(value or 0.0 for value in right),
+            "accuracy": found.accuracy,
             "semantic": found.semantic,
             "rouge_l": statistics.fmean(value or 0.0 for value in shared),
             "format": found.format_rate,
             "length": found.mean_length,
         }
-
-
-def loaded(folder: Path) -> tuple[Any, Any]:
-    """Read a policy and its tokenizer."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    return AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 
 
 def described(result: Mapping[str, Any]) -> str:

@@ -70,6 +70,13 @@ def evaluate(
             "exams:held_out_numbers?count=200."
         ),
     ],
+    options: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="Column of the options, a list or a mapping from letter to text: answers may be in words.",
+        ),
+    ] = None,
     encoder: Annotated[
         str | None, typer.Option(help="Name or folder of the encoder.", show_default="all-MiniLM-L6-v2")
     ] = None,
@@ -119,13 +126,13 @@ def evaluate(
         from fastreward.integrations.pipeline import bradley_terry, load_rows, make_scorer
         from fastreward.integrations.pipeline import evaluate as evaluate_model
         from fastreward.integrations.pipeline.data import Rows, check_rows
-        from fastreward.integrations.pipeline.evaluation import COLUMNS
+        from fastreward.integrations.pipeline.evaluation import columns_of
         from fastreward.integrations.pipeline.policy import load_policy, require_policy
         from fastreward.integrations.pipeline.prompts import as_chat
 
         _check_models(models, anchor)
         chosen = None if judge is None else _function(judge)
-        rows = check_rows(load_rows(data), COLUMNS)
+        rows = check_rows(load_rows(data), columns_of(options))
         for name in models:
             require_policy(name)  # before an hour is spent on the others
         asked = Rows(as_chat(rows, system), rows.places) if chat else rows
@@ -140,6 +147,7 @@ def evaluate(
                 model,
                 tokenizer,
                 asked,
+                options=options,
                 scorer=scorer,
                 judge=None if len(models) > 1 else chosen,
                 temperature=temperature,

@@ -72,12 +72,7 @@ class Checkpoints:
             received = str({name: now[name] for name in changed})
             raise InputError(f"the configuration of the run, {expected}", received, "Restore it.")
         self._require_room(model)
-        if _has_adapter(model):
-            from peft import load_peft_weights, set_peft_model_state_dict
-
-            set_peft_model_state_dict(model, load_peft_weights(str(newest), device="cpu"))
-        else:
-            model.load_state_dict(type(model).from_pretrained(newest, dtype="auto").state_dict())
+        load_weights(model, newest)
         return state
 
     def _require_room(self, model: Any) -> None:
@@ -90,6 +85,16 @@ class Checkpoints:
     def all(self) -> list[Path]:
         """List the checkpoints, the newest last."""
         return sorted(self.folder.glob("checkpoint-??????"))
+
+
+def load_weights(model: Any, folder: Path) -> None:
+    """Take over the weights of a checkpoint, with an adapter those of the adapter."""
+    if _has_adapter(model):
+        from peft import load_peft_weights, set_peft_model_state_dict
+
+        set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
+    else:
+        model.load_state_dict(type(model).from_pretrained(folder, dtype="auto").state_dict())
 
 
 def _has_adapter(model: Any) -> bool:

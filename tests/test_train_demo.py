@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
 import statistics
-import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -24,15 +23,9 @@ ARMS = ("semantic", "answer")
 
 
 @pytest.fixture(scope="module")
-def arms_script() -> ModuleType:
+def arms_script(load_script: Callable[[Path], ModuleType]) -> ModuleType:
     """The script as a module; it puts the repository on the path by itself."""
-    spec = importlib.util.spec_from_file_location("train_arms", ROOT / "benchmarks" / "train_arms.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["train_arms"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "benchmarks" / "train_arms.py")
 
 
 @pytest.fixture(scope="module")

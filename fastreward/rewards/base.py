@@ -111,6 +111,11 @@ class TextReward(ABC):
         self._start()
 
     @property
+    def reference(self) -> str | None:
+        """Name of the column by which completions are judged, or ``None`` if there is none."""
+        return self._reference
+
+    @property
     def counts(self) -> RewardCounts:
         """Totals over all calls on this object in this process."""
         with self._lock:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastreward.errors import InputError
+from fastreward.integrations.adapters import adapter_config
 from fastreward.integrations.grpo.config import LoopConfig
 
 
@@ -15,16 +16,14 @@ def prepared(model: Any, config: LoopConfig) -> Any:
         InputError: The weights to train are in half precision, or peft is missing.
     """
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        # The newer name, where transformers has it.
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
     if config.lora_rank:
-        try:
-            from peft import LoraConfig, get_peft_model
-        except ImportError as error:
-            raise InputError("peft with lora_rank", "none", 'pip install "fastreward[trl]"') from error
-        names: Any = config.lora_target_modules
-        names = names if names == "all-linear" else [name.strip() for name in names.split(",")]
-        scale: dict[str, Any] = {"lora_alpha": config.lora_alpha, "lora_dropout": config.lora_dropout}
-        adapter = LoraConfig(r=config.lora_rank, target_modules=names, task_type="CAUSAL_LM", **scale)
+        options = (config.lora_alpha, config.lora_dropout, config.lora_target_modules)
+        adapter = adapter_config(config.lora_rank, *options)
+        from peft import get_peft_model
+
         model = get_peft_model(model, adapter)
     halves = [w.dtype for w in model.parameters() if w.requires_grad and w.dtype.itemsize < 4]
     if halves:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fastreward.errors import InputError
 from fastreward.integrations.pipeline.data import Kind, check_prompt_lengths, check_rows
-from fastreward.integrations.pipeline.prompts import complete, context_length, prompt_ids
+from fastreward.integrations.pipeline.prompts import complete, context_length
 from fastreward.integrations.pipeline.ratings import Judge, verdict
+from fastreward.integrations.prompts import RESERVED, prompt_ids
 from fastreward.rewards.answer import AnswerReward
 from fastreward.rewards.completion import Extractor, describe
 from fastreward.rewards.format import FormatReward
@@ -117,6 +118,7 @@ def evaluate(
     tokenizer: Any,
     rows: Sequence[Mapping[str, Any]],
     *,
+    options: str | None = None,
     scorer: Scorer | None = None,
     judge: Judge | None = None,
     both_orders: bool = True,
@@ -132,6 +134,8 @@ def evaluate(
         tokenizer: Its tokenizer, with an end token and a padding token.
         rows: N rows with a `prompt` (a text or a conversation), the right `answer` and an `explanation`, the
             reference.
+        options: Name of the column with each question's options, as `AnswerReward` takes them: an answer is
+            then an option, by its letter or in its words. ``None``: the right answer tells what is compared.
         scorer: The encoder of the semantic score; ``None`` for the default one.
         judge: Compares each explanation with its reference, for `Evaluation.win_rate`.
         both_orders: Ask the judge twice, with the two exchanged.
@@ -141,7 +145,8 @@ def evaluate(
         seed: Of sampling.
 
     Raises:
-        InputError: A row lacks something or its prompt leaves the model no room; or an option is refused.
+        InputError: A row lacks something, its answer is none of its options or may mean two things, or
+            its prompt leaves the model no room; or an argument is refused.
 
     Example:
         Before and after training, on questions that it never saw::
@@ -151,7 +156,10 @@ def evaluate(
             print(before.accuracy, evaluate(model, tokenizer, held_out).accuracy)
     """
     _check_options(temperature, max_completion_length, batch_size)
-    checked = check_rows(rows, COLUMNS)
+    checked = check_rows(rows, columns_of(options))
+    columns = {name: [row[name] for row in checked] for name in columns_of(options) if name != "prompt"}
+    right = AnswerReward(kind="auto" if options is None else "option", options=options)
+    right([""] * len(checked), **columns)  # so that a wrong row is named before anything is written
     ids = prompt_ids(tokenizer, [row["prompt"] for row in checked])
     check_prompt_lengths(checked, ids, context_length(model), max_completion_length)
     written = complete(
@@ -164,9 +172,8 @@ def evaluate(
         seed=seed,
     )
     semantic = SemanticReward(scorer, reference=TAG, extract=TAG)
-    columns = {"answer": [row["answer"] for row in checked], TAG: [row[TAG] for row in checked]}
     texts = [one.text for one in written]
-    correct = [bool(value) for value in AnswerReward()(completions=texts, **columns)]
+    correct = [bool(value) for value in right(completions=texts, **columns)]
     cosines = [float(value or 0.0) for value in semantic(completions=texts, **columns)]
     formats = [float(value or 0.0) for value in FormatReward()(completions=texts, **columns)]
     extract = Extractor(TAG)
@@ -195,6 +202,28 @@ def evaluate(
         encoder=semantic.scorer.encoder_name,
         temperature=float(temperature),
     )
+
+
+def columns_of(options: str | None) -> dict[str, Kind]:
+    """Name the columns that rows to evaluate with must have, and what these must hold.
+
+    Args:
+        options: As of `evaluate`.
+
+    Raises:
+        InputError: It names no column, or one that is something else.
+
+    Example:
+        >>> columns_of("choices")
+        {'prompt': 'prompt', 'answer': 'answer', 'explanation': 'reference', 'choices': 'options'}
+    """
+    if options is None:
+        return dict(COLUMNS)
+    taken = (*COLUMNS, *RESERVED)
+    if not isinstance(options, str) or options in taken:
+        expected = f"the name of a column as options, not one of {', '.join(taken)}"
+        raise InputError(expected, describe(options), "Name the column that holds the options.")
+    return {**COLUMNS, options: "options"}
 
 
 def _check_options(temperature: object, max_completion_length: object, batch_size: object) -> None:

@@ -107,33 +107,6 @@ def _load_tokenizer(name: str) -> Any:
     return AutoTokenizer.from_pretrained(name)
 
 
-def adapter_config(rank: int, alpha: float, dropout: float, target_modules: str) -> Any:
-    """Make peft's configuration of a LoRA adapter.
-
-    Raises:
-        InputError: peft is not installed.
-    """
-    try:
-        from peft import LoraConfig
-    except ImportError as error:
-        raise InputError("peft with lora_rank", "none", 'pip install "fastreward[trl]"') from error
-    names: Any = target_modules
-    if names != "all-linear":
-        names = [name.strip() for name in names.split(",")]
-    options: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "target_modules": names}
-    return LoraConfig(lora_dropout=dropout, task_type="CAUSAL_LM", **options)
-
-
-def load_weights(model: Any, folder: Path) -> None:
-    """Take over the weights of a checkpoint, with an adapter those of the adapter."""
-    if hasattr(model, "peft_config"):
-        from peft import load_peft_weights, set_peft_model_state_dict
-
-        set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
-    else:
-        model.load_state_dict(type(model).from_pretrained(folder, dtype="auto").state_dict())
-
-
 def merged(model: Any) -> Any:
     """Return the model itself, an adapter merged into its weights and removed."""
     return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model

@@ -1,4 +1,4 @@
-"""Prompts as tokens, and completions from them: what evaluation and the checks of data have in common."""
+"""Prompts as conversations, and completions of them, as fine-tuning and evaluation have them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fastreward.errors import InputError
 from fastreward.integrations.generation import Sampling, end_tokens, generate, seed_of
 
 
@@ -46,34 +45,6 @@ def as_chat(rows: Sequence[Mapping[str, Any]], system: str = "") -> list[dict[st
             row["completion"] = [{"role": "assistant", "content": row["completion"]}]
         made.append(row)
     return made
-
-
-def prompt_ids(tokenizer: Any, prompts: Sequence[Any]) -> list[list[int]]:
-    """Tokenise prompts as the model gets them, conversations with what begins an answer.
-
-    Args:
-        tokenizer: A tokenizer of transformers.
-        prompts: Texts, or conversations of messages with a role and content.
-
-    Raises:
-        InputError: A conversation comes and the tokenizer has no chat template.
-    """
-    chats = [i for i, prompt in enumerate(prompts) if not isinstance(prompt, str)]
-    if chats and not tokenizer.chat_template:
-        remedy = "Pass prompts that are texts, or a tokenizer of a model that was trained on conversations."
-        raise InputError("a tokenizer with a chat template", "one without", remedy)
-    ids: list[list[int]] = [[]] * len(prompts)
-    texts = [i for i, prompt in enumerate(prompts) if isinstance(prompt, str)]
-    if texts:
-        found = tokenizer([prompts[i] for i in texts])["input_ids"]
-        for i, tokens in zip(texts, found, strict=True):
-            ids[i] = list(tokens)
-    if chats:
-        options: dict[str, Any] = {"add_generation_prompt": True, "return_dict": True}
-        found = tokenizer.apply_chat_template([prompts[i] for i in chats], **options)["input_ids"]
-        for i, tokens in zip(chats, found, strict=True):
-            ids[i] = list(tokens)
-    return ids
 
 
 def context_length(model: Any) -> int | None:

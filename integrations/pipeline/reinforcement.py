@@ -14,9 +14,10 @@ from fastreward.integrations.pipeline.folders import (
     publish,
 )
 from fastreward.integrations.pipeline.policy import merged, weight_bytes
-from fastreward.integrations.pipeline.prompts import context_length, prompt_ids
+from fastreward.integrations.pipeline.prompts import context_length
 from fastreward.integrations.pipeline.rewards import RewardPlan
 from fastreward.integrations.processes import Processes
+from fastreward.integrations.prompts import prompt_ids
 from fastreward.integrations.run_config import require_room
 
 if TYPE_CHECKING:

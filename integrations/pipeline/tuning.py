@@ -12,6 +12,8 @@ from typing import Any, Final
 
 from fastreward.caller import warn_caller
 from fastreward.errors import InputError
+from fastreward.integrations.adapters import adapter_config
+from fastreward.integrations.checkpoints import load_weights
 from fastreward.integrations.pipeline.config import TuningConfig
 from fastreward.integrations.pipeline.data import Rows, check_rows
 from fastreward.integrations.pipeline.folders import (
@@ -22,14 +24,13 @@ from fastreward.integrations.pipeline.folders import (
     publish,
 )
 from fastreward.integrations.pipeline.policy import (
-    adapter_config,
-    load_weights,
     merged,
     require_trainable,
     weight_bytes,
 )
-from fastreward.integrations.pipeline.prompts import as_chat, context_length, prompt_ids
+from fastreward.integrations.pipeline.prompts import as_chat, context_length
 from fastreward.integrations.processes import Processes
+from fastreward.integrations.prompts import prompt_ids
 from fastreward.integrations.run_config import require_room
 
 LOG: Final = "log.jsonl"
@@ -202,7 +203,10 @@ def _is_last(checkpoint: Path) -> bool:
 
 def _arguments(model: Any, config: TuningConfig, packing: str | None) -> dict[str, Any]:
     """Say it in the words of TRL's SFTConfig."""
+    from transformers import TrainingArguments
+
     on_cpu = model.device.type == "cpu"
+    renamed = hasattr(TrainingArguments, "activation_checkpointing")
     return {
         "output_dir": config.output_dir,
         "num_train_epochs": config.num_train_epochs,
@@ -219,7 +223,7 @@ def _arguments(model: Any, config: TuningConfig, packing: str | None) -> dict[st
         "max_grad_norm": config.max_grad_norm,
         "bf16": config.bf16,
         "fp16": False,
-        "gradient_checkpointing": config.gradient_checkpointing,
+        f"{'activation' if renamed else 'gradient'}_checkpointing": config.gradient_checkpointing,
         "seed": config.seed,
         "logging_steps": config.logging_steps,
         "save_strategy": "steps" if config.save_steps else "no",

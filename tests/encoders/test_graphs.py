@@ -533,12 +533,14 @@ def device_only():
         yield
 
 
-HOST_WORK = {
+COPIES = {
     "a new tensor": lambda x: torch.tensor([1.0, 2.0, 3.0]),
     "a copy to the device": lambda x: torch.tensor([0, 2]).to(META),
     "a tensor made there from a list": lambda x: torch.tensor([0, 2], device=META),
     "another such": lambda x: x.new_tensor([0, 2]),
     "a list as an index": lambda x: x[[0, 2]],
+}
+VALUES = {
     "a read value": lambda x: x[0].item(),
     "a condition": lambda x: x if x.sum() > 0 else -x,
     "a copy to the host": lambda x: x.cpu(),
@@ -549,11 +551,18 @@ HOST_WORK = {
 }
 
 
-@pytest.mark.parametrize("name", HOST_WORK)
-def test_the_watch_over_the_device_part_sees(name):
+@pytest.mark.parametrize("name", COPIES)
+def test_the_watch_over_the_device_part_sees_what_is_copied_to_it(name):
     x = torch.zeros(3, device=META)
-    with pytest.raises((AssertionError, NotImplementedError, RuntimeError)), device_only():
-        HOST_WORK[name](x)
+    with pytest.raises(AssertionError, match="copies values from the host"), device_only():
+        COPIES[name](x)
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_a_tensor_that_holds_no_values_refuses_to_be_read(name):
+    x = torch.zeros(3, device=META)
+    with pytest.raises(RuntimeError, match="meta"), device_only():
+        VALUES[name](x)
 
 
 @pytest.mark.parametrize("every_token", [False, True])

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,16 +14,10 @@ os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"  # it is said on every import of an
 
 
 @pytest.fixture(scope="session")
-def run() -> ModuleType:
+def run(load_script: Callable[[Path], ModuleType]) -> ModuleType:
     """The module `trl_run`."""
     pytest.importorskip("trl", reason="needs the extra trl")
-    spec = importlib.util.spec_from_file_location("trl_run", Path(__file__).with_name("trl_run.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["trl_run"] = module  # so that its functions pickle
-    spec.loader.exec_module(module)
-    return module
+    return load_script(Path(__file__).with_name("trl_run.py"))
 
 
 @pytest.fixture(scope="session")

@@ -127,6 +127,11 @@ def tags_reward(completions: list[str], **columns: Any) -> list[float]:
     return [float("<explanation>" in str(text)) for text in completions]
 
 
+def odd_words(completions: list[str], **columns: Any) -> list[float]:
+    """The share of words with an odd number of letters: nothing but the text decides."""
+    return [sum(len(word) % 2 for word in text.split()) / 8 for text in completions]
+
+
 def brevity_reward(completions: list[str], **columns: Any) -> list[float | None]:
     """It has no opinion on a quarter of the texts."""
     return [None if len(text) % 4 == 0 else -len(text) / 100 for text in completions]

@@ -53,6 +53,12 @@ def test_what_moved_can_still_be_had_from_where_it_was():
     assert issubclass(reference_reward.ReferenceReward, TextReward)
 
 
+def test_a_reward_tells_the_column_of_its_references_which_nobody_can_set():
+    assert [reward.reference for reward in (AnswerReward("key"), FormatReward())] == ["key", None]
+    with pytest.raises(AttributeError):
+        AnswerReward("key").reference = "other"
+
+
 def test_a_reward_without_a_reference_reads_no_column_and_one_with_it_does():
     assert FormatReward("a")(completions=["<a>x</a>"], reference=7) == [1.0]
     with pytest.raises(ValueError, match="a column 'answer', which answer_reward reads"):

@@ -11,34 +11,35 @@ import pytest
 
 from fastreward.integrations.grpo import GRPO, LoopConfig
 
-SMALL: dict[str, Any] = {
-    "num_prompts": 3,
-    "num_generations": 4,
-    "micro_batch_size": 4,
-    "max_completion_length": 8,
-    "max_steps": 3,
-    "learning_rate": 1e-3,
-    "lr_scheduler_type": "constant",
-    "save_steps": 0,
-}
 Make = Callable[..., GRPO]
 
 
-def odd_words(completions: list[str], **columns: Any) -> list[float]:
-    """The share of words with an odd number of letters: nothing but the text decides."""
-    return [sum(len(word) % 2 for word in text.split()) / 8 for text in completions]
+@pytest.fixture
+def small() -> dict[str, Any]:
+    """Options of three small steps."""
+    return {
+        "num_prompts": 3,
+        "num_generations": 4,
+        "micro_batch_size": 4,
+        "max_completion_length": 8,
+        "max_steps": 3,
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "constant",
+        "save_steps": 0,
+    }
 
 
 @pytest.fixture
-def make(run: ModuleType, tokenizer: Any, tmp_path: Path) -> Make:
-    """Make a run; its options are those of `LoopConfig` and of `GRPO`."""
+def make(run: ModuleType, tokenizer: Any, small: dict[str, Any], tmp_path: Path) -> Make:
+    """Make a run, rewarded for `odd_words` if not said otherwise; its options are LoopConfig's and GRPO's."""
     folders = iter(range(100))
 
-    def made(reward: Any = odd_words, *, model: Any = None, dataset: Any = None, **options: Any) -> GRPO:
+    def made(reward: Any = None, *, model: Any = None, dataset: Any = None, **options: Any) -> GRPO:
         own = {name: options.pop(name) for name in ("eval_dataset", "timeline") if name in options}
-        config = LoopConfig(**({"output_dir": str(tmp_path / f"run-{next(folders)}")} | SMALL | options))
+        config = LoopConfig(**({"output_dir": str(tmp_path / f"run-{next(folders)}")} | small | options))
         rows = list(run.make_dataset()) if dataset is None else dataset
         policy = run.make_model(tokenizer) if model is None else model
+        reward = run.odd_words if reward is None else reward
         return GRPO(policy, tokenizer, reward, rows, config, report=lambda metrics: None, **own)
 
     return made

@@ -30,22 +30,7 @@ from fastreward.rewards.combine import CombinedReward
 from fastreward.rewards.completion import completion_text
 
 TRL_RUN = Path(__file__).resolve().parents[1] / "trl_run.py"
-SMALL: dict[str, Any] = {
-    "num_prompts": 3,
-    "num_generations": 4,
-    "micro_batch_size": 4,
-    "max_completion_length": 8,
-    "max_steps": 3,
-    "learning_rate": 1e-3,
-    "lr_scheduler_type": "constant",
-    "save_steps": 0,
-}
 Make = Callable[..., GRPO]
-
-
-def odd_words(completions: list[str], **columns: Any) -> list[float]:
-    """The share of words with an odd number of letters: nothing but the text decides."""
-    return [sum(len(word) % 2 for word in text.split()) / 8 for text in completions]
 
 
 def weights(trainer: GRPO) -> Tensor:
@@ -83,7 +68,7 @@ def test_a_step_logs_what_trl_logs_for_the_same_completions(
 
     def recorded(completions: list[str], **columns: Any) -> list[float]:
         kept.update(prompts=columns["prompts"], ids=columns["completion_ids"])
-        return odd_words(completions)
+        return run.odd_words(completions)
 
     rewards = [recorded, run.brevity_reward]
     combined = CombinedReward(rewards, weights=[1.0, 0.5])
@@ -99,7 +84,7 @@ def test_a_step_logs_what_trl_logs_for_the_same_completions(
     options = run.group_settings(tmp_path, max_completion_length=8, per_device_train_batch_size=12)
     trainer = GRPOTrainer(
         run.make_model(tokenizer),
-        reward_funcs=[odd_words, run.brevity_reward],
+        reward_funcs=[run.odd_words, run.brevity_reward],
         args=GRPOConfig(**options, reward_weights=[1.0, 0.5], loss_type="grpo"),
         train_dataset=run.make_dataset(),
         processing_class=tokenizer,
@@ -135,7 +120,7 @@ def test_two_updates_by_one_rollout_are_those_written_out_by_hand(
     kept: list[Any] = []
 
     def recorded(completions: list[str], **columns: Any) -> list[float]:
-        kept.append((columns["prompts"], columns["completion_ids"], odd_words(completions)))
+        kept.append((columns["prompts"], columns["completion_ids"], run.odd_words(completions)))
         return kept[-1][2]
 
     trainer = make(recorded, **options, micro_batch_size=5, learning_rate=0.01)
@@ -179,13 +164,14 @@ def test_the_update_does_not_depend_on_the_size_of_a_micro_batch(make: Make, los
     assert_same_update(update(make(loss_type=loss_type, micro_batch_size=5)), whole)
 
 
-def all_alike_for_the_first_prompt(completions: list[str], prompts: list[str], **columns: Any) -> list[float]:
-    scores = odd_words(completions)
-    return [0.1 + 0.2 if p == prompts[0] else s for p, s in zip(prompts, scores, strict=True)]
-
-
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo"])
-def test_skipping_groups_without_spread_saves_work_and_changes_no_update(make: Make, loss_type: str) -> None:
+def test_skipping_groups_without_spread_saves_work_and_changes_no_update(
+    make: Make, run: ModuleType, loss_type: str
+) -> None:
+    def all_alike_for_the_first_prompt(completions: list[str], prompts: list[str], **_: Any) -> list[float]:
+        scores = run.odd_words(completions)
+        return [0.1 + 0.2 if p == prompts[0] else s for p, s in zip(prompts, scores, strict=True)]
+
     def rows_of_forwards(trainer: GRPO) -> list[int]:
         seen: list[int] = []
 
@@ -229,7 +215,7 @@ def test_truncated_completions_can_be_left_out(make: Make) -> None:
 
 
 def test_normalize_then_sum_is_used_where_the_combination_asks_for_it(make: Make, run: ModuleType) -> None:
-    rewards = [odd_words, run.brevity_reward]
+    rewards = [run.odd_words, run.brevity_reward]
     plain = update(make(CombinedReward(rewards)))
     other = update(make(CombinedReward(rewards, aggregation="normalize_then_sum")))
     assert (plain - other).abs().max() > 1e-4
@@ -239,13 +225,15 @@ def test_normalize_then_sum_is_used_where_the_combination_asks_for_it(make: Make
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.1])
-def test_the_first_training_forward_runs_while_the_reward_does(make: Make, beta: float) -> None:
+def test_the_first_training_forward_runs_while_the_reward_does(
+    make: Make, run: ModuleType, beta: float
+) -> None:
     started, reached = threading.Event(), threading.Event()
 
     def waits(completions: list[str], **columns: Any) -> list[float]:
         started.set()
         assert reached.wait(20), "the forward came after the reward"
-        return odd_words(completions)
+        return run.odd_words(completions)
 
     def slow_forward(module: Any, arguments: Any) -> None:
         if module.training and not reached.is_set():
@@ -265,10 +253,12 @@ def test_a_hidden_reward_gives_the_same_weights_as_one_that_is_waited_for(make: 
 
 
 @pytest.mark.parametrize("option", [{"hide_reward": False}, {"skip_groups_without_spread": True}], ids=str)
-def test_nothing_hides_a_reward_that_is_needed_first(make: Make, option: dict[str, Any]) -> None:
+def test_nothing_hides_a_reward_that_is_needed_first(
+    make: Make, run: ModuleType, option: dict[str, Any]
+) -> None:
     def slow(completions: list[str], **columns: Any) -> list[float]:
         time.sleep(0.2)
-        return odd_words(completions)
+        return run.odd_words(completions)
 
     metrics = make(slow, **option).step(0)
     assert metrics["time/reward_exposed"] > 0.19
@@ -287,7 +277,7 @@ def test_the_phases_add_up_to_the_step(make: Make) -> None:
 
 def test_a_timeline_that_is_handed_in_has_every_step_and_every_reward(make: Make, run: ModuleType) -> None:
     timeline = Timeline()
-    trainer = make([odd_words, run.brevity_reward], timeline=timeline)
+    trainer = make([run.odd_words, run.brevity_reward], timeline=timeline)
     logged = [trainer.step(number) for number in range(2)]
     report = timeline.report()
     assert [step.number for step in report.kept_steps] == [1, 2]
@@ -315,7 +305,7 @@ def test_a_reward_gets_the_columns_of_its_completions_and_may_log(make: Make, ru
         assert columns["explanation"] == [known[prompt] for prompt in columns["prompts"]]
         assert columns["prompts"][0] == columns["prompts"][3] != columns["prompts"][4]
         columns["log_metric"]("mine", 2.0)
-        return odd_words(completions)
+        return run.odd_words(completions)
 
     assert make(checks).step(0)["mine"] == 2.0
 
@@ -369,6 +359,7 @@ def test_lora_trains_the_adapter_alone_and_refers_to_the_base(make: Make) -> Non
     assert all(w.equal(base[n]) for n, w in trainer.model.named_parameters() if n in base)
 
 
+@pytest.mark.filterwarnings("error:.gradient_checkpointing:FutureWarning")
 def test_gradient_checkpointing_changes_no_update(make: Make) -> None:
     assert_same_update(update(make(gradient_checkpointing=True)), update(make()))
 
@@ -487,21 +478,17 @@ run = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(run)
 from fastreward.integrations.grpo import GRPO, LoopConfig
 import json
-def odd_words(completions, **columns):
-    return [sum(len(word) % 2 for word in text.split()) / 8 for text in completions]
 tokenizer = run.make_tokenizer()
 config = LoopConfig(**json.loads(sys.argv[2]))
-GRPO(run.make_model(tokenizer), tokenizer, odd_words, list(run.make_dataset()), config).train()
+GRPO(run.make_model(tokenizer), tokenizer, run.odd_words, list(run.make_dataset()), config).train()
 """
 
 
-def test_a_run_that_is_killed_ends_after_resuming_in_the_same_weights(make: Make, tmp_path: Path) -> None:
+def test_a_run_that_is_killed_ends_after_resuming_in_the_same_weights(
+    make: Make, small: dict[str, Any], tmp_path: Path
+) -> None:
     """SIGKILL at a moment that nobody chose: a random one while steps are made and checkpoints written."""
-    options: dict[str, Any] = SMALL | {
-        "max_steps": 400,
-        "save_steps": 1,
-        "output_dir": str(tmp_path / "killed"),
-    }
+    options = small | {"max_steps": 400, "save_steps": 1, "output_dir": str(tmp_path / "killed")}
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     child = subprocess.Popen(
         [sys.executable, "-c", KILLED, str(TRL_RUN), json.dumps(options)],
@@ -609,7 +596,7 @@ def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_written(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     config = LoopConfig(output_dir=str(tmp_path / "run"), report_to=["wandb"])
     with pytest.raises(InputError, match="pip install wandb"):
-        GRPO(run.make_model(tokenizer), tokenizer, odd_words, list(run.make_dataset()), config)
+        GRPO(run.make_model(tokenizer), tokenizer, run.odd_words, list(run.make_dataset()), config)
     assert not (tmp_path / "run").exists()
 
 

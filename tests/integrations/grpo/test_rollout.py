@@ -196,6 +196,13 @@ def test_conversations_get_the_chat_template_and_answers_become_messages(model: 
     assert all(len(answer) == 1 and answer[0]["role"] == "assistant" for answer in answers)
 
 
+def test_a_tokenizer_without_a_template_is_refused_for_conversations(tokenizer: Any) -> None:
+    plain = copy.deepcopy(tokenizer)
+    plain.chat_template = None
+    with pytest.raises(InputError, match="a tokenizer with a chat template"):
+        read(plain, [[{"role": "user", "content": "the heart pumps"}]])
+
+
 def test_the_models_own_end_tokens_count_too(model: Any, tokenizer: Any) -> None:
     ends = end_tokens(model, tokenizer)
     assert set(ends) == {tokenizer.eos_token_id, *model.generation_config.eos_token_id}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -20,7 +20,9 @@ HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
-def folders(run: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def folders(
+    run: ModuleType, load_script: Callable[[Path], ModuleType], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
     """The folders of the same runs: of two processes that talk by gloo, and of one."""
     together, alone = tmp_path_factory.mktemp("together"), tmp_path_factory.mktemp("alone")
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -32,12 +34,7 @@ def folders(run: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> tuple[
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    spec = importlib.util.spec_from_file_location("several_run", HERE / "several_run.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.main(alone, run)
+    load_script(HERE / "several_run.py").main(alone, run)
     return together, alone
 
 

@@ -88,6 +88,43 @@ def test_the_figures_are_those_of_the_completions(
     assert result.summary()["rows"] == 4
 
 
+def test_with_options_an_answer_is_one_of_them_and_a_letter_is_its_words(
+    taught: tuple[Any, Any], rows: list[dict[str, Any]], scorer: Scorer
+) -> None:
+    lists = ["the heart", "the lung"], {"A": "the heart", "B": "the lung"}
+    asked = [
+        row | {"answer": f"the {word}", "choices": lists[number % 2]}
+        for number, (row, word) in enumerate(zip(rows, ["heart", "heart", "lung", "heart"], strict=True))
+    ]
+    settings: dict[str, Any] = {"scorer": scorer, "max_completion_length": 40}
+    result = evaluate(*taught, asked, options="choices", **settings)
+    assert all("answer is A" in text for text in result.completions)
+    assert result.correct == (True, True, False, True)
+    assert result.accuracy == 0.75
+    assert evaluate(*taught, asked, **settings).accuracy == 0.0
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        ({"choices": []}, "choices", "options: a list that is not empty, .* in row 1, column 'choices'"),
+        ({"choices": "heart"}, "choices", "in row 1, column 'choices', got str 'heart'"),
+        ({"choices": [1, None]}, "choices", r"a list of options, .* in choices\[1\]"),
+        ({"answer": "gills"}, "choices", r"in answer\[1\]"),
+        ({}, "options", "a column 'options' in row 0"),
+        ({}, "answer", "as options, not one of prompt, answer, .*, got str 'answer'"),
+        ({}, "completions", "not one of .*, got str 'completions'"),
+        ({}, 1, "the name of a column as options"),
+    ],
+)
+def test_wrong_options_are_named_before_a_model_is_asked(
+    change: dict[str, Any], options: Any, message: str
+) -> None:
+    row = {"prompt": "the cell", "answer": "lung", "explanation": "It lives.", "choices": ["heart", "lung"]}
+    with pytest.raises(InputError, match=message):
+        evaluate(None, None, [row, row | change], options=options)
+
+
 def test_a_completion_that_is_cut_off_counts_as_such(
     taught: tuple[Any, Any], rows: list[dict[str, Any]], scorer: Scorer
 ) -> None:

@@ -125,6 +125,7 @@ def test_texts_may_come_as_rows_and_train_the_same(
 # --------------------------------------------------------------------------- the folder
 
 
+@pytest.mark.filterwarnings("error:.gradient_checkpointing:FutureWarning")
 @pytest.mark.parametrize("options", [{}, {"lora_rank": 2}, {"lora_rank": 2, "gradient_checkpointing": True}])
 def test_the_folder_has_the_model_in_hand_which_is_trained_and_otherwise_as_it_was(
     tmp_path: Path, model: Any, tokenizer: Any, rows: list[dict[str, Any]], options: dict[str, Any]

@@ -40,18 +40,10 @@ class TextBatch(NamedTuple):
     """A batch and whose it is.
 
     Attributes:
-        packed: N texts.
+        texts: N texts. A GPU's batch is on the host: who uses it copies it, and mends it if there is no room.
         rows: Which texts of the call they are.
         truncated: How many of them were cut.
     """
-
-    packed: PackedBatch
-    rows: list[int]
-    truncated: int
-
-
-class _Laid(NamedTuple):
-    """A batch that need not be on its device yet: a GPU's is copied there where it is used."""
 
     texts: HostBatch | PackedBatch
     rows: list[int]
@@ -63,7 +55,7 @@ class Batcher:
 
     Args:
         tokenizer: Texts → token ids.
-        device: Where the batches are wanted.
+        device: Where the batches are used: those of a CPU come ready, those of a GPU on the host.
         max_batch_tokens: Tokens of one batch at most.
         progress: Show a progress bar: True always, False never, None when it takes seconds on a terminal.
     """
@@ -86,14 +78,12 @@ class Batcher:
         ahead = prefetched(laid) if sum(sizes) > self._first_chunk(sum(sizes)) else laid
         with ScoringProgress(sum(sizes), self._progress) as progress, closing(ahead):
             for batch in ahead:
-                packed = batch.texts
-                if isinstance(packed, HostBatch):
-                    with stage("copy"):
-                        packed = packed.to(self._device)
-                yield TextBatch(packed, batch.rows, batch.truncated)
+                yield batch
                 progress.advance(sum(sizes[row] for row in batch.rows))
 
-    def laid_out(self, texts: Sequence[str] | Sequence[TokenIds], sizes: Sequence[int]) -> Generator[_Laid]:
+    def laid_out(
+        self, texts: Sequence[str] | Sequence[TokenIds], sizes: Sequence[int]
+    ) -> Generator[TextBatch]:
         """Tokenise a chunk of texts after the other, each of what the next batch lacks, and yield batches.
 
         Args:
@@ -126,7 +116,7 @@ class Batcher:
             lacking = SPARE * budget - sum(lengths)
             chunk_size = max(MIN_CHUNK_CHARS, round(lacking * chars / max(1, tokens)))
 
-    def _lay_out(self, rows: list[int], content: list[TokenIds]) -> _Laid:
+    def _lay_out(self, rows: list[int], content: list[TokenIds]) -> TextBatch:
         """Cut texts to the length there is, and lay them out between their special tokens."""
         room = self._tokenizer.max_content
         truncated = sum(len(ids) > room for ids in content)
@@ -135,7 +125,7 @@ class Batcher:
             laid = lay_out(cut, prefix=self._tokenizer.prefix, suffix=self._tokenizer.suffix)
             # Each of the copy's steps lets go of the interpreter, which another thread may keep for 5 ms.
             done = laid.to(self._device) if self._device.type == "cpu" else laid
-        return _Laid(done, rows, truncated)
+        return TextBatch(done, rows, truncated)
 
     def _content(self, texts: Sequence[str | TokenIds]) -> list[TokenIds]:
         """Token ids of texts, or those that were given."""

@@ -35,7 +35,7 @@ from fastreward.encoders.packed import PackedEncoder
 from fastreward.gate import Gate
 from fastreward.memory import Budget, activation_bytes, budget_within, held_bytes, warn_if_taken
 from fastreward.ops.pooled_cosine import pooled_embedding
-from fastreward.out_of_memory import Computed
+from fastreward.out_of_memory import Computed, DeviceMemoryError, first_line, in_order, no_room
 from fastreward.packing import PackedBatch, upload
 from fastreward.recent_vectors import RecentVectors
 from fastreward.reference_cache import ReferenceCache
@@ -131,13 +131,22 @@ class Engine:
 
     @contextmanager
     def call(self) -> Iterator[bool]:
-        """Be at work: awake until the end, and on the engine's stream. Yields whether it had to be woken."""
+        """Be at work: awake until the end, and on the engine's stream. Yields whether it had to be woken.
+
+        Raises:
+            DeviceMemoryError: If memory runs out beside the batches, which smaller ones would not mend.
+        """
         woke = False
         while True:
             with self._gate.passing():
                 if not self.asleep:
                     with on_stream(self.stream):
-                        yield woke
+                        try:
+                            yield woke
+                        except torch.OutOfMemoryError as error:
+                            if isinstance(error, DeviceMemoryError):
+                                raise
+                            raise no_room("what is computed of all texts", first_line(error)) from error
                     return
             woke = self.wake() or woke
 
@@ -266,12 +275,7 @@ class Engine:
     ) -> tuple[Tensor, ScorerStats]:
         """Compute one result for all texts, batch by batch, and put it in their order."""
         done, stats = self._compute(texts, function)
-        computed = torch.cat([part.results[0] for part in done])
-        rows = np.array([row for part in done for row in part.rows], dtype=np.int32)
-        (order,) = upload([rows], self.device)
-        ordered = torch.empty_like(computed)
-        ordered[order] = computed
-        return ordered, stats
+        return in_order(done, self.device), stats
 
     def _compute(
         self, texts: Sequence[str] | Sequence[TokenIds], function: Compute
@@ -370,11 +374,12 @@ def shared_engine(config: ScorerConfig) -> Engine:
 
 
 def _join_windows(vectors: Tensor, weights: list[int], windows: list[int]) -> Tensor:
-    """Average the windows' vectors of each text, weighted by tokens: [W, D] → [N, D], unit length."""
+    """Average the windows' vectors of each text, weighted by tokens: [W, D], overwritten → [N, D], unit."""
     arrays = [np.array(values, dtype=np.int32) for values in (weights, [0, *accumulate(windows)])]
     weight, cu_seqlens = upload(arrays, vectors.device)
     # Unit length forgets the sum of the weights: the plain mean of weighted vectors will do.
-    return pooled_embedding(vectors * weight[:, None].float(), cu_seqlens, max_seqlen=max(windows))
+    vectors.mul_(weight[:, None])  # in place: there may be no room for them once more
+    return pooled_embedding(vectors, cu_seqlens, max_seqlen=max(windows))
 
 
 def _join_tokens(windows: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -6,17 +6,22 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fastreward.batching import Batcher
 from fastreward.caller import warn_caller
 from fastreward.errors import FastRewardError
-from fastreward.packing import PackedBatch
+from fastreward.packing import HostBatch, PackedBatch, upload
+
+Texts: TypeAlias = HostBatch | PackedBatch
+"""N texts, on a device or still on the host."""
 
 
 class DeviceMemoryError(FastRewardError, torch.OutOfMemoryError):
-    """A single text does not fit into the memory that the device has left."""
+    """A single text, or what came of all, does not fit into the memory that the device has left."""
 
 
 class Computed(NamedTuple):
@@ -33,8 +38,8 @@ class Computed(NamedTuple):
     results: tuple[Tensor, ...]
 
 
-Function: TypeAlias = Callable[[PackedBatch, Sequence[int]], tuple[Tensor, ...]]
-"""From N texts, and which texts of the call they are, to results."""
+Function: TypeAlias = Callable[[Texts, Sequence[int]], tuple[Tensor, ...]]
+"""From N texts, and which texts of the call they are, to results; it copies texts that are on the host."""
 
 
 class Recovery:
@@ -52,7 +57,7 @@ class Recovery:
         self._lock = threading.Lock()
         self._said = False
 
-    def compute(self, batch: PackedBatch, rows: Sequence[int], function: Function) -> Iterator[Computed]:
+    def compute(self, batch: Texts, rows: Sequence[int], function: Function) -> Iterator[Computed]:
         """Yield what `function` gives for a batch of N texts, or for its parts, which together are all of it.
 
         Raises:
@@ -68,8 +73,10 @@ class Recovery:
             # What failed is not kept in a name: its traceback holds the tensors of the attempt.
             try:
                 results, failure = function(part, part_rows), ""
-            except torch.OutOfMemoryError as error:
-                results, failure = None, str(error).partition("\n")[0]
+            except RuntimeError as error:
+                if not ran_out(error):
+                    raise
+                results, failure = None, first_line(error)
             if results is not None:
                 yield Computed(part_rows, part.lengths, results)
                 continue
@@ -93,6 +100,84 @@ class Recovery:
             )
 
 
+def ran_out(error: BaseException) -> bool:
+    """Whether memory ran out, as PyTorch's allocator says it or as the driver does.
+
+    The driver's is the memory that PyTorch does not allocate itself: that of graphs, and pinned memory of the
+    host, through which a batch is copied.
+
+    Example:
+        >>> ran_out(torch.OutOfMemoryError("full")), ran_out(RuntimeError("out of memory"))
+        (True, False)
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    driver_error = getattr(torch, "AcceleratorError", None)
+    return driver_error is not None and isinstance(error, driver_error) and "out of memory" in str(error)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without the allocator's long report."""
+    return str(error).partition("\n")[0]
+
+
+def in_order(done: list[Computed], device: torch.device) -> Tensor:
+    """Put the first result of each part in the order of the call's texts: [N, ...] on `device`.
+
+    On the device this takes the memory of the results twice more. Where there is none they are taken to the
+    host, one part after another, and come back in order: the same bits, and never more than once there.
+
+    Args:
+        done: All parts of a call, one at least, with results [n, ...] on `device`; nothing is left in it.
+        device: Where the results are.
+
+    Raises:
+        DeviceMemoryError: If all results together do not fit.
+
+    Example:
+        >>> parts = [
+        ...     Computed([2, 0], [5, 4], (torch.tensor([2.0, 0.0]),)),
+        ...     Computed([1], [3], (torch.ones(1),)),
+        ... ]
+        >>> in_order(parts, torch.device("cpu"))
+        tensor([0., 1., 2.])
+    """
+    rows = np.array([row for part in done for row in part.rows], dtype=np.int32)
+    try:
+        ordered = _scattered([part.results[0] for part in done], rows, device)
+        done.clear()
+        return ordered
+    except RuntimeError as error:
+        if not ran_out(error):
+            raise
+    done.reverse()
+    # A part that is popped is free on the device as soon as its copy is made.
+    on_host = [done.pop().results[0].cpu() for _ in range(len(done))]
+    ordered = _scattered(on_host, rows, torch.device("cpu"))
+    try:
+        return ordered.to(device)
+    except torch.OutOfMemoryError as error:
+        failure = first_line(error)
+    raise no_room(f"the results of {len(rows)} texts", failure)
+
+
+def no_room(wanted: str, failure: str) -> DeviceMemoryError:
+    """What is raised where memory runs out for something that smaller batches do not make smaller."""
+    return DeviceMemoryError(
+        f"device memory for {wanted}",
+        f"out of memory: {failure}",
+        "Free memory, or pass fewer texts at once.",
+    )
+
+
+def _scattered(results: list[Tensor], rows: NDArray[np.int32], device: torch.device) -> Tensor:
+    computed = torch.cat(results)
+    (order,) = upload([rows], device)
+    ordered = torch.empty_like(computed)
+    ordered[order] = computed
+    return ordered
+
+
 def _does_not_fit(num_tokens: int, failure: str) -> DeviceMemoryError:
     return DeviceMemoryError(
         f"device memory for a text of {num_tokens} tokens by itself",
@@ -101,7 +186,7 @@ def _does_not_fit(num_tokens: int, failure: str) -> DeviceMemoryError:
     )
 
 
-def _halves(batch: PackedBatch, rows: Sequence[int]) -> list[tuple[PackedBatch, Sequence[int]]]:
+def _halves(batch: Texts, rows: Sequence[int]) -> list[tuple[Texts, Sequence[int]]]:
     """Split a batch of two texts at least in two of like numbers of tokens; the first half comes last."""
     done, half = 0, batch.num_tokens / 2
     cut = 0
@@ -114,10 +199,17 @@ def _halves(batch: PackedBatch, rows: Sequence[int]) -> list[tuple[PackedBatch, 
     ]
 
 
-def _texts(batch: PackedBatch, first: int, last: int, start: int) -> PackedBatch:
-    """Texts first … last - 1 of a batch, which begin at its token `start`, in memory of their own."""
+def _texts(batch: Texts, first: int, last: int, start: int) -> Texts:
+    """Texts first … last - 1 of a batch, which begin at its token `start`."""
     lengths = batch.lengths[first:last]
     tokens = slice(start, start + sum(lengths))
+    if isinstance(batch, HostBatch):  # nothing is asked of a device that is full
+        return HostBatch(
+            batch.input_ids[tokens],
+            batch.position_ids[tokens],
+            batch.cu_seqlens[first : last + 1] - np.int32(start),
+            lengths,
+        )
     # Copies: a view may begin at an address that kernels are compiled apart for.
     return PackedBatch(
         batch.input_ids[tokens].clone(),

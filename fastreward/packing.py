@@ -49,18 +49,23 @@ class HostBatch:
         input_ids: [T].
         position_ids: [T].
         cu_seqlens: [N + 1].
-        lengths: [N].
+        lengths: The N lengths in tokens.
     """
 
     input_ids: NDArray[np.int32]
     position_ids: NDArray[np.int32]
     cu_seqlens: NDArray[np.int32]
-    lengths: NDArray[np.int32]
+    lengths: tuple[int, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+        return len(self.input_ids)
 
     def to(self, device: torch.device) -> PackedBatch:
         """Copy it to a device; a GPU's copy is not waited for."""
         on_device = upload((self.input_ids, self.position_ids, self.cu_seqlens), device)
-        return PackedBatch(on_device[0], on_device[1], on_device[2], tuple(self.lengths.tolist()))
+        return PackedBatch(on_device[0], on_device[1], on_device[2], self.lengths)
 
 
 def lay_out(
@@ -86,7 +91,7 @@ def lay_out(
     framed = b"".join([piece for ids in texts for piece in (prefix, ids.data, suffix)])
     input_ids = np.frombuffer(framed, dtype=np.int32)
     position_ids = np.arange(len(input_ids), dtype=np.int32) - np.repeat(cu_seqlens[:-1], lengths)
-    return HostBatch(input_ids, position_ids, cu_seqlens, lengths)
+    return HostBatch(input_ids, position_ids, cu_seqlens, tuple(lengths.tolist()))
 
 
 def pack(token_ids: Sequence[Sequence[int] | NDArray[np.int32]], device: torch.device) -> PackedBatch:

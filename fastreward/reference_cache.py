@@ -78,8 +78,12 @@ class BoundedVectors(ABC):
             new = encode(missing) if missing else None
             vectors = self._gather(texts, missing, new)
             if new is not None:
-                self._keep(missing, new)
-                self._written.mark(new.device)
+                try:
+                    self._keep(missing, new)
+                except torch.OutOfMemoryError:
+                    pass  # what has no room is encoded anew when it is asked for again
+                finally:
+                    self._written.mark(new.device)
         return Lookup(vectors, hits=len(texts) - len(missing), misses=len(missing))
 
     def move(self, device: torch.device) -> None:

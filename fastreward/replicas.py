@@ -19,7 +19,7 @@ from fastreward.configuration import ScorerStats
 from fastreward.cuda_streams import new_stream, used_here
 from fastreward.encoders.base import Encoder
 from fastreward.out_of_memory import Computed, Function, Recovery
-from fastreward.packing import PackedBatch
+from fastreward.packing import HostBatch, PackedBatch
 from fastreward.profiling.stages import stage
 
 
@@ -45,7 +45,7 @@ class Replicas:
 
     A single replica works in the calling thread, on its current stream. Several have a thread each as long as
     the call lasts, and on CUDA streams of their own: a replica takes the next batch once all but one of its
-    earlier ones are done. Batches are made on the first replica's device, and results come back there.
+    earlier ones are done. It copies them to its device itself; results come back to the first one's.
 
     Args:
         devices: One or more, of one type; one that is named twice has two replicas.
@@ -60,7 +60,7 @@ class Replicas:
 
     @property
     def home(self) -> torch.device:
-        """Where batches are made and results come back."""
+        """Where results come back."""
         return self.members[0].device
 
     def compute(self, batches: Generator[TextBatch], function: Compute) -> tuple[list[Computed], ScorerStats]:
@@ -71,7 +71,7 @@ class Replicas:
         """
         shared = _Shared(batches)
         if len(self.members) == 1:
-            return list(self._taken(shared, partial(_encoded, function, 0))), shared.stats
+            return list(self._taken(shared, partial(_encoded, function, 0, self.home))), shared.stats
         ready = [stream.record_event() for stream in _current_streams(self.home)]
         with ThreadPoolExecutor(len(self.members), thread_name_prefix="fastreward-replica") as threads:
             numbers = range(len(self.members))
@@ -100,11 +100,11 @@ class Replicas:
         streams = self._streams[number]
         busy: list[torch.cuda.Event] = []
 
-        def there_and_back(packed: PackedBatch, rows: Sequence[int]) -> tuple[Tensor, ...]:
+        def there_and_back(texts: HostBatch | PackedBatch, rows: Sequence[int]) -> tuple[Tensor, ...]:
             if len(busy) > 1:
                 with stage("wait"):
                     busy.pop(0).synchronize()
-            results = _encoded(function, number, _moved(packed, device), rows)
+            results = _encoded(function, number, device, texts, rows)
             busy.extend(stream.record_event() for stream in streams[-1:])
             return tuple(result.to(self.home) for result in results)
 
@@ -122,7 +122,7 @@ class Replicas:
 
     def _taken(self, shared: _Shared, function: Function) -> Iterator[Computed]:
         while (batch := shared.next()) is not None:
-            yield from self._recovery.compute(batch.packed, batch.rows, function)
+            yield from self._recovery.compute(batch.texts, batch.rows, function)
 
 
 class _Shared:
@@ -141,7 +141,7 @@ class _Shared:
             if batch is not None:
                 self.stats += ScorerStats(
                     encoded_texts=len(batch.rows),
-                    tokens=batch.packed.num_tokens,
+                    tokens=batch.texts.num_tokens,
                     truncated_texts=batch.truncated,
                 )
             return batch
@@ -151,9 +151,19 @@ class _Shared:
         self._batches = None
 
 
-def _encoded(function: Compute, number: int, packed: PackedBatch, rows: Sequence[int]) -> tuple[Tensor, ...]:
+def _encoded(
+    function: Compute,
+    number: int,
+    device: torch.device,
+    texts: HostBatch | PackedBatch,
+    rows: Sequence[int],
+) -> tuple[Tensor, ...]:
+    """Copy a batch to a replica's device, unless it is there, and compute it."""
+    if isinstance(texts, HostBatch):
+        with stage("copy"):
+            texts = texts.to(device)
     with stage("encode"):
-        return function(number, packed, rows)
+        return function(number, texts, rows)
 
 
 def _streams(device: torch.device, home: torch.device) -> list[torch.cuda.Stream]:
@@ -165,13 +175,3 @@ def _streams(device: torch.device, home: torch.device) -> list[torch.cuda.Stream
 
 def _current_streams(device: torch.device) -> list[torch.cuda.Stream]:
     return [torch.cuda.current_stream(device)] if device.type == "cuda" else []
-
-
-def _moved(batch: PackedBatch, device: torch.device) -> PackedBatch:
-    if batch.input_ids.device == device:
-        return batch
-    ids, positions, cu_seqlens = (
-        tensor.to(device, non_blocking=True)
-        for tensor in (batch.input_ids, batch.position_ids, batch.cu_seqlens)
-    )
-    return PackedBatch(ids, positions, cu_seqlens, batch.lengths)

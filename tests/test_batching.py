@@ -64,7 +64,7 @@ def test_batches_hold_every_text_once_framed_cut_and_within_the_budget(tokenizer
     expected = tokenizer(texts)
     seen, truncated = [], 0
     for batch in Batcher(tokenizer, CPU, budget, progress=False).batches(texts):
-        packed = batch.packed
+        packed = batch.texts
         assert packed.num_tokens <= budget or len(batch.rows) == 1
         ids = packed.input_ids.split(list(packed.lengths))
         assert [row.tolist() for row in ids] == [expected[row] for row in batch.rows]
@@ -81,7 +81,7 @@ def test_batches_hold_every_text_once_framed_cut_and_within_the_budget(tokenizer
 def test_batches_are_filled_across_chunks(tokenizer):
     texts = ["heart lung"] * 500
     lengths = [
-        batch.packed.num_tokens for batch in Batcher(tokenizer, CPU, 100, progress=False).batches(texts)
+        batch.texts.num_tokens for batch in Batcher(tokenizer, CPU, 100, progress=False).batches(texts)
     ]
     of_one = len(tokenizer(texts[:1])[0])
     assert all(100 - of_one < length <= 100 for length in lengths[:-1])
@@ -90,7 +90,7 @@ def test_batches_are_filled_across_chunks(tokenizer):
 def test_token_ids_are_framed_and_cut_like_texts(tokenizer):
     ids = [np.arange(5, dtype=np.int32), np.arange(40, dtype=np.int32), np.zeros(0, dtype=np.int32)]
     (batch,) = Batcher(tokenizer, CPU, 10**6, progress=False).batches(ids)
-    rows = [row.tolist() for row in batch.packed.input_ids.split(list(batch.packed.lengths))]
+    rows = [row.tolist() for row in batch.texts.input_ids.split(list(batch.texts.lengths))]
     assert rows == [tokenizer.frame(ids[row][: tokenizer.max_content]).tolist() for row in batch.rows]
     assert batch.truncated == 1
 

@@ -24,8 +24,8 @@ from fastreward.encoders.checkpoint import load_checkpoint
 from fastreward.encoders.packed import PackedEncoder
 from fastreward.errors import CheckpointError, FastRewardError, InputError
 from fastreward.memory import GRAPH_TOKENS, activation_bytes, budget_within, held_bytes
-from fastreward.out_of_memory import DeviceMemoryError
-from fastreward.packing import pack
+from fastreward.out_of_memory import Computed, DeviceMemoryError, in_order
+from fastreward.packing import HostBatch, pack
 from fastreward.scorer import Scorer
 
 CPU = torch.device("cpu")
@@ -360,6 +360,181 @@ def test_another_error_is_not_taken_for_memory(tiny_folder, monkeypatch):
     with pytest.raises(RuntimeError, match="says a driver"):
         scorer.embed(TEXTS)
     assert scorer._engine.batcher.max_batch_tokens == 2048
+
+
+# Running out beside the encoder
+
+
+NO_MEMORY = [torch.OutOfMemoryError("as the allocator says it")]
+if hasattr(torch, "AcceleratorError"):
+    NO_MEMORY.append(torch.AcceleratorError("CUDA error: out of memory"))
+
+
+class Full(TorchDispatchMode):
+    """A device without room for the results of some operations: `fails` says of which, by name and sizes."""
+
+    def __init__(self, fails):
+        super().__init__()
+        self.failures = 0
+        self._fails = fails
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        shapes = [tuple(tensor.shape) for tensor in tree_iter(args) if isinstance(tensor, Tensor)]
+        if self._fails(function.overloadpacket.__name__, shapes):
+            self.failures += 1
+            raise torch.OutOfMemoryError("no room for a result\nand a long report")
+        return function(*args, **(kwargs or {}))
+
+
+def copying_to_a_full_device(scorer, monkeypatch, limit, error=NO_MEMORY[0]):
+    """Have batches come on the host, as those of a GPU do, and copies of over `limit` tokens fail.
+
+    Returns:
+        The tokens of the copies that failed, which grows.
+    """
+    monkeypatch.setattr(scorer._engine.batcher, "_device", torch.device("meta"))
+    failures, copy = [], HostBatch.to
+
+    def to(batch, device):
+        if batch.num_tokens > limit:
+            failures.append(batch.num_tokens)
+            raise error
+        return copy(batch, device)
+
+    monkeypatch.setattr(HostBatch, "to", to)
+    return failures
+
+
+@pytest.mark.usefixtures("plain_products")
+@pytest.mark.filterwarnings("ignore:The device ran out")
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        ("score", NO_MEMORY[0]),
+        ("embed", NO_MEMORY[-1]),
+        ("maxsim", NO_MEMORY[0]),
+        ("similarity", NO_MEMORY[0]),
+    ],
+    ids=["score", "embed", "maxsim", "similarity"],
+)
+def test_a_batch_that_cannot_be_copied_to_the_device_is_split_and_nothing_is_lost_or_done_twice(
+    tiny_folder, monkeypatch, call, error
+):
+    scorer, encoder = crowded(tiny_folder, 10**6)
+    arguments = (MANY,) if call == "embed" else (MANY, MANY[::-1])
+    expected = numbers(getattr(Scorer(tiny_folder, **FP32), call)(*arguments))
+    failures = copying_to_a_full_device(scorer, monkeypatch, 100, error)
+    ours = numbers(getattr(scorer, call)(*arguments))
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
+    times = 2 if call in ("score", "similarity") else 1
+    assert sorted(encoder.texts) == sorted(tuple(ids) for ids in scorer.tokenizer(MANY) for _ in range(times))
+    assert failures
+    assert scorer._engine.batcher.max_batch_tokens == 2048 >> len(failures)
+
+
+@pytest.mark.usefixtures("plain_products")
+def test_running_out_while_copying_is_said_once_and_a_text_that_cannot_be_copied_raises(
+    tiny_folder, monkeypatch
+):
+    scorer = Scorer(tiny_folder, **FP32)
+    copying_to_a_full_device(scorer, monkeypatch, 30)
+    with (
+        pytest.warns(UserWarning, match="ran out of memory") as caught,
+        pytest.raises(DeviceMemoryError, match=r"a text of 32 tokens by itself.* as the allocator says it"),
+    ):
+        scorer.embed(TEXTS)
+    assert len(caught) == 1
+    assert "at most 1024 tokens instead of 2048" in str(caught[0].message)
+    close(scorer.embed(TEXTS[:5]), Scorer(tiny_folder, **FP32).embed(TEXTS[:5]))
+
+
+@pytest.mark.usefixtures("plain_products")
+@pytest.mark.filterwarnings("ignore:The device ran out")
+def test_replicas_that_cannot_copy_a_batch_lose_nothing(tiny_folder, monkeypatch):
+    expected = Scorer(tiny_folder, **FP32).embed(MANY)
+    two = Scorer(tiny_folder, **{**FP32, "device": ["cpu", "cpu"]}, max_batch_tokens=300)
+    assert copying_to_a_full_device(two, monkeypatch, 10**6) == []
+    close(two.embed(MANY), expected)
+    failures = copying_to_a_full_device(two, monkeypatch, 70)
+    close(two.embed(MANY), expected)
+    assert failures
+    assert two._engine.batcher.max_batch_tokens <= 150
+
+
+@pytest.mark.usefixtures("plain_products")
+def test_batches_that_come_on_the_host_give_the_same_bits(tiny_folder, monkeypatch):
+    ready, copied = (Scorer(tiny_folder, max_batch_tokens=64, **FP32) for _ in range(2))
+    assert copying_to_a_full_device(copied, monkeypatch, 10**6) == []
+    assert torch.equal(copied.score(MANY, MANY[::-1]), ready.score(MANY, MANY[::-1]))
+    assert copied.stats == ready.stats
+
+
+@pytest.mark.usefixtures("plain_products")
+@pytest.mark.parametrize("operation", ["cat", "empty_like", "index_put_"])
+def test_results_for_which_there_is_no_room_twice_are_put_in_order_on_the_host_to_the_same_bits(
+    tiny_folder, operation
+):
+    scorer = Scorer(tiny_folder, max_batch_tokens=64, **FP32)
+    expected = scorer.embed(MANY)
+    once = iter([True])
+    with Full(
+        lambda name, shapes: name == operation and (40, 32) in _joined(shapes) and next(once, False)
+    ) as full:
+        vectors = scorer.embed(MANY)
+    assert full.failures == 1
+    assert torch.equal(vectors, expected)
+
+
+def _joined(shapes):
+    """Shapes of tensors, and of what the matrices among them are together."""
+    matrices = [shape for shape in shapes if len(shape) == 2]
+    return [*shapes, *([(sum(rows for rows, _ in matrices), matrices[0][1])] if matrices else [])]
+
+
+def test_results_without_room_are_held_once_on_the_device_and_named_where_even_that_is_too_much():
+    parts = [Computed([n], [1], (torch.full((1, 1000), float(n)),)) for n in range(40)]
+    alive = [weakref.ref(part.results[0]) for part in parts]
+    fails = iter([True])
+    with Full(lambda name, shapes: name == "cat" and next(fails, False)):
+        ordered = in_order(parts, CPU)
+    assert ordered[:, 0].tolist() == list(range(40))
+    assert parts == []
+    assert all(part() is None for part in alive)
+    parts = [Computed([n], [1], (torch.full((1, 1000), float(n)),)) for n in range(40)]
+    fails = iter([True])
+    with (
+        Full(lambda name, shapes: name == "_to_copy" or (name == "cat" and next(fails, False))),
+        pytest.raises(
+            DeviceMemoryError, match=r"the results of 40 texts.* no room for a result\. Free"
+        ) as caught,
+    ):
+        in_order(parts, torch.device("meta"))
+    assert caught.value.__context__ is None
+
+
+@pytest.mark.usefixtures("plain_products")
+def test_running_out_over_all_texts_has_a_name_and_the_scorer_goes_on(tiny_folder):
+    scorer = Scorer(tiny_folder, **FP32)
+    expected = scorer.similarity(MANY, MANY[:7])
+    with (
+        Full(lambda name, shapes: name in ("mm", "matmul") and shapes == [(40, 32), (32, 7)]),
+        pytest.raises(
+            DeviceMemoryError, match=r"what is computed of all texts.* no room for a result\. .*fewer texts"
+        ),
+    ):
+        scorer.similarity(MANY, MANY[:7])
+    assert torch.equal(scorer.similarity(MANY, MANY[:7]), expected)
+
+
+@pytest.mark.usefixtures("plain_products")
+def test_windows_are_joined_without_room_for_their_vectors_once_more(tiny_folder):
+    texts = ["heart " * n for n in range(1, 90)]
+    scorer = Scorer(tiny_folder, long_texts="chunk", max_seq_length=12, **FP32)
+    expected = scorer.embed(texts)
+    windows = sum(max(1, -(-len(ids) // 10)) for ids in scorer.tokenizer.content(texts))
+    with Full(lambda name, shapes: name == "mul" and shapes[0] == (windows, 32)) as full:
+        assert torch.equal(scorer.embed(texts), expected)
+    assert full.failures == 0
 
 
 # Sleep

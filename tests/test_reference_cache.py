@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastreward.errors import InputError
 from fastreward.reference_cache import ReferenceCache
@@ -125,6 +126,35 @@ def test_what_failed_to_encode_is_asked_for_again(encode):
     with pytest.raises(RuntimeError, match="out of memory"):
         cache.look_up(["a"], fail)
     assert cache.look_up(["a"], encode).misses == 1
+
+
+@pytest.mark.parametrize("kept", [0, 1, 3])
+def test_a_device_without_room_keeps_fewer_and_gives_all(encode, kept):
+    cache = ReferenceCache(ROOMY)
+    texts = ["a", "bb", "ccc", "dddd"]
+    cache.look_up(["z"], encode)
+    with RoomForCopies(kept):
+        assert torch.equal(cache.look_up(texts, encode).vectors, vectors_of(texts))
+    assert len(cache) == 1 + kept
+    assert cache.size_bytes == sum(map(size_of_one, ["z", *texts[:kept]]))
+    lookup = cache.look_up([*texts, "z"], encode)
+    assert torch.equal(lookup.vectors, vectors_of([*texts, "z"]))
+    assert (lookup.hits, lookup.misses) == (1 + kept, 4 - kept)
+
+
+class RoomForCopies(TorchDispatchMode):
+    """A device that has room for so many copies of tensors."""
+
+    def __init__(self, copies):
+        super().__init__()
+        self.copies = copies
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.clone.default:
+            if not self.copies:
+                raise torch.OutOfMemoryError("full")
+            self.copies -= 1
+        return function(*args, **(kwargs or {}))
 
 
 def test_threads_that_ask_at_once_have_a_text_encoded_once(encode):

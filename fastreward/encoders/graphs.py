@@ -30,6 +30,7 @@ from fastreward.encoders.packed import LastStates, PackedEncoder, PreparedBatch
 from fastreward.encoders.recording import CudaGraphRecorder, Recorder, Recording
 from fastreward.errors import BackendUnavailableError, InputError
 from fastreward.ops.attention import AttentionLayout
+from fastreward.out_of_memory import ran_out
 from fastreward.packing import PackedBatch, upload_into
 
 MAX_SEEN: Final = 1024
@@ -291,7 +292,7 @@ class GraphedEncoder:
             compute = partial(self._compute, slot, filled.bucket.every_token)
             slot.recording = self._recorder.capture(compute)
         except BaseException as error:
-            if _out_of_memory(error):
+            if ran_out(error):
                 return None
             if not self._slots:  # no graph holds the pool, and PyTorch takes a pool like that for a bug
                 self._drop()
@@ -355,11 +356,3 @@ class GraphedEncoder:
     def _count(self, name: str, times: int = 1) -> None:
         with self._counting:
             self._counts[name] += times
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """Whether the device ran out of memory, as PyTorch's allocator says it or as the driver does."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    driver_error = getattr(torch, "AcceleratorError", None)
-    return driver_error is not None and isinstance(error, driver_error) and "out of memory" in str(error)

@@ -289,7 +289,10 @@ def _why_nothing(recordings: Path) -> str:
             "nothing was recorded: a trainer began, and failed before its first step or could not be watched."
         )
     if "trainer" in seen:
-        return "nothing was recorded: the command imported trainers, but none of them was trained."
+        return (
+            "nothing was recorded: the command imported trainers, but none of them was trained, or only by a "
+            "class whose train() does not call that of transformers.Trainer: Timeline records such a loop."
+        )
     if "python" in seen:
         return (
             "nothing was recorded: the command trains with no trainer of TRL or transformers. Any other loop "

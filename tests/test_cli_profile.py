@@ -223,6 +223,24 @@ def test_a_schedulers_signal_is_the_commands(tmp_path: Path):
     assert process.returncode == 9
 
 
+def test_a_trainer_that_trains_in_its_own_way_is_said_not_to_be_seen(tmp_path: Path):
+    own = """
+        from transformers import Trainer
+
+        class Own(Trainer):
+            def __init__(self):
+                pass
+
+            def train(self):
+                print("trained")
+
+        Own().train()
+    """
+    code, stdout, stderr = finished(tmp_path / "out", sys.executable, script(tmp_path, own))
+    assert (code, stdout) == (0, "trained\n")
+    assert "train() does not call that of transformers.Trainer" in stderr
+
+
 def test_an_empty_folder_of_ones_own_is_left_where_it_is(tmp_path: Path):
     (tmp_path / "out").mkdir()
     code, _, _ = finished(tmp_path / "out", sys.executable, "-c", "pass")

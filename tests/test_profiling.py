@@ -797,3 +797,60 @@ def test_a_timeline_that_is_pickled_records_for_itself_where_it_arrives() -> Non
     report = copy.report()
     assert report.phases == ()
     assert report.processes[0].rank == 3
+
+
+# --------------------------------------------------------------------------- which thread it was
+
+
+def last_thread(timeline: Timeline) -> tuple[int, str]:
+    """Number and name of the thread of the last phase."""
+    with timeline.phase("here"):
+        pass
+    span = timeline._recorder._ledger.spans[-1]
+    return span.thread, span.thread_name
+
+
+def test_a_thread_is_reported_by_its_own_number_and_the_name_it_has_then() -> None:
+    timeline = Timeline()
+    seen: list[tuple[tuple[int, str], int]] = []
+
+    def work() -> None:
+        for name in ("before", "after"):
+            threading.current_thread().name = name
+            seen.append((last_thread(timeline), threading.get_native_id()))
+
+    for _ in range(2):  # the second is likely given the first one's identifier by Python
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    numbers = [number for _, number in seen]
+    assert [found for found, _ in seen] == list(zip(numbers, ["before", "after"] * 2, strict=True))
+    assert numbers[0] != numbers[2]
+    assert last_thread(timeline) == (threading.get_native_id(), threading.current_thread().name)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_reports_its_own_threads_number() -> None:
+    code = """
+        import os, threading
+        from fastreward.profiling import Timeline
+        timeline = Timeline()
+        with timeline.phase("here"):
+            parents = timeline._recorder._ledger.spans[-1].thread
+        child = os.fork()
+        if child == 0:
+            with timeline.phase("here"):
+                found = timeline._recorder._ledger.spans[-1].thread
+            os._exit(0 if found == threading.get_native_id() != parents else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=60)
+
+
+def test_spans_are_settled_as_soon_as_there_are_more_than_are_kept() -> None:
+    timeline = Timeline(keep_spans=6)
+    for number in range(1, 60):
+        with timeline.phase("here"):
+            pass
+        assert len(timeline._recorder._ledger._coming) <= 6
+        assert row(timeline.report(), "here").count == number

@@ -13,6 +13,8 @@ from fastreward.profiling.spans import Counts
 TEXT_ARGUMENTS: Final = ("completions", "responses", "solution_strs", "solution_str", "response", "texts")
 """Arguments in which trainers hand over what is to be judged, first come first served."""
 
+LISTS: Final = (list, tuple)
+
 
 def text_finder(reward: Callable[..., Any], argument: str | None) -> Callable[..., object]:
     """Make a function that finds the texts among the arguments of a call.
@@ -64,7 +66,7 @@ def count_texts(texts: object) -> tuple[int, int]:
     """
     if isinstance(texts, str):
         return 1, 1
-    if not isinstance(texts, Sequence):
+    if not isinstance(texts, LISTS) and not isinstance(texts, Sequence):
         return 0, 0
     try:
         return len(texts), len(set(texts))
@@ -89,7 +91,12 @@ def count_none(rewards: object, texts: int) -> int:
     """
     if rewards is None:
         return max(texts, 1)
-    return len([1 for value in rewards if value is None]) if isinstance(rewards, list | tuple) else 0
+    found = 0
+    if isinstance(rewards, LISTS):
+        for value in rewards:
+            if value is None:
+                found += 1
+    return found
 
 
 class ScorerWatch:
@@ -100,17 +107,14 @@ class ScorerWatch:
     one scorer see each other's counts.
 
     Args:
-        reward: The reward.
+        reward: The reward, an object.
     """
 
     def __init__(self, reward: object) -> None:
-        inner = _inner(reward)
-        self._reward = None if inspect.isroutine(inner) or inspect.isclass(inner) else inner
+        self._reward = reward
 
     def read(self) -> dict[int, Any]:
         """The stats of each scorer, by its id."""
-        if self._reward is None:
-            return {}
         return {id(scorer): scorer.stats for scorer in _scorers(self._reward)}
 
     def add(self, before: Mapping[int, Any], counts: Counts) -> None:
@@ -121,6 +125,17 @@ class ScorerWatch:
                 if isinstance(count, int):
                     count -= getattr(before.get(scorer), field.name, 0)
                     counts.scorer[field.name] = counts.scorer.get(field.name, 0) + count
+
+
+def scorer_watch(reward: object) -> ScorerWatch | None:
+    """Watch the scorers of a reward; ``None`` if it is a function or a class, which hold none.
+
+    Example:
+        >>> scorer_watch(len) is None
+        True
+    """
+    inner = _inner(reward)
+    return None if inspect.isroutine(inner) or inspect.isclass(inner) else ScorerWatch(inner)
 
 
 def _scorers(reward: object) -> list[Any]:

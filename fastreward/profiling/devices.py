@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from sys import modules
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fastreward.profiling.spans import Span
@@ -53,7 +54,7 @@ class CudaClock:
 
     def record(self) -> tuple[torch.cuda.Event, bool] | None:
         """Queue an event; ``None`` if CUDA is not in use or a graph is being recorded."""
-        if (torch := _torch_on_cuda()) is None:
+        if "torch" not in modules or (torch := _torch_on_cuda()) is None:
             return None
         with torch.cuda.device(self._device()):
             if torch.cuda.is_current_stream_capturing():
@@ -91,7 +92,7 @@ class CudaClock:
 
 def _torch_on_cuda() -> Any:
     """PyTorch, if this process has used CUDA; it is not imported for it, and CUDA is not begun."""
-    torch = sys.modules.get("torch")
+    torch = modules.get("torch")
     # While another thread imports PyTorch, it is there in part.
     cuda = getattr(torch, "cuda", None)
     return torch if cuda is not None and getattr(cuda, "is_initialized", bool)() else None
@@ -124,15 +125,23 @@ class DeviceTimer:
 
     Args:
         clock: The device's.
+        fail: Is told of an error of the clock, which is then done without; by default it is raised.
     """
 
-    def __init__(self, clock: DeviceClock) -> None:
-        self.clock = clock
+    def __init__(self, clock: DeviceClock, fail: Callable[[Exception], None] | None = None) -> None:
+        self._clock: DeviceClock | None = clock
+        self._fail = fail
         self._anchor: Mark | None = None
 
     def mark(self, now_ns: int) -> Mark | None:
         """Mark the end of what is queued now; ``None`` if no device is in use."""
-        recorded = self.clock.record()
+        if self._clock is None:
+            return None
+        try:
+            recorded = self._clock.record()
+        except Exception as error:
+            self._do_without(error)
+            return None
         if recorded is None:
             return None
         event, idle = recorded
@@ -147,29 +156,51 @@ class DeviceTimer:
         Returns:
             Whether there is nothing left to wait for.
         """
+        clock = self._clock
+        if clock is None:
+            return True
         if span.marks is None or span.end_ns is None:
             return span.end_ns is not None
         begin, end = span.marks
-        if begin is None or end is None:
-            span.marks = None
-            return True
-        if not (self.clock.reached(begin.event) and self.clock.reached(end.event)):
-            return False
-        span.device_s = self.clock.seconds(begin.event, end.event)
-        span.drain_s = self._drain(span, begin, end)
+        try:
+            if begin is not None and end is not None:
+                if not (clock.reached(begin.event) and clock.reached(end.event)):
+                    return False
+                span.device_s = clock.seconds(begin.event, end.event)
+                span.drain_s = self._drain(clock, span, begin, end)
+        except Exception as error:
+            self._do_without(error)
         span.marks = None
         return True
 
-    def _drain(self, span: Span, begin: Mark, end: Mark) -> float | None:
+    def synchronize(self) -> bool:
+        """Wait until the device has done all that is queued; return whether there is one."""
+        if self._clock is None:
+            return False
+        try:
+            self._clock.synchronize()
+        except Exception as error:
+            self._do_without(error)
+            return False
+        return True
+
+    def _do_without(self, error: Exception) -> None:
+        if self._fail is None:
+            raise error
+        self._clock = None
+        self._fail(error)
+
+    @staticmethod
+    def _drain(clock: DeviceClock, span: Span, begin: Mark, end: Mark) -> float | None:
         """From the span's begin until the device came to it, in seconds, within its wall time."""
         assert span.end_ns is not None
         if begin.was_idle:
             return 0.0
         reached_ns: float
         if end.was_idle:
-            reached_ns = end.host_ns - self.clock.seconds(begin.event, end.event) * 1e9
+            reached_ns = end.host_ns - clock.seconds(begin.event, end.event) * 1e9
         elif begin.anchor is not None:
-            reached_ns = begin.anchor.host_ns + self.clock.seconds(begin.anchor.event, begin.event) * 1e9
+            reached_ns = begin.anchor.host_ns + clock.seconds(begin.anchor.event, begin.event) * 1e9
         else:
             return None
         return min(max(reached_ns - begin.host_ns, 0.0), span.end_ns - span.begin_ns) / 1e9

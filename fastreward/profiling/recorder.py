@@ -7,18 +7,18 @@ import functools
 import itertools
 import os
 import threading
-import time
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
+from time import perf_counter_ns
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
-from fastreward.profiling.counting import count_none, count_texts
-from fastreward.profiling.devices import DeviceTimer, Mark
+from fastreward.profiling.counting import ScorerWatch, count_none, count_texts
+from fastreward.profiling.devices import DeviceTimer
 from fastreward.profiling.files import EventFile
 from fastreward.profiling.ledger import Ledger, Totals
-from fastreward.profiling.opened import Open, Options, outcome_of, task_number
+from fastreward.profiling.opened import Here, Open, Options, outcome_of, running_loop, task_number
 from fastreward.profiling.report import Report, StepReport
 from fastreward.profiling.spans import Counts, Kind, Process, Span, Step, clock_offset_ns
 from fastreward.profiling.stages import current_span, renew_lock
@@ -67,70 +67,92 @@ class Recorder:
         self._offset_ns = clock_offset_ns()
         self._ledger = Ledger(options.generation, Totals())
         self._ids = itertools.count()
+        self._here = Here()  # anew after a fork: threads have other numbers there
         self._running: dict[int, Span] = {}
         self._step: Step | None = None
         self._step_number = 0
         self._overhead_ns = 0
+        self._until_full = options.keep_spans  # that many spans may begin before there can be too many
         self._recorded = 0
         self.failures = 0
         self.process = Process.here(options.rank, self.now())
         clock = options.device_clock
-        self._timer = None if clock is None else DeviceTimer(clock)
+        self._timer = None if clock is None else DeviceTimer(clock, self.fail)
+        self._synchronizes = options.synchronize  # but in an event loop, where all other tasks would wait
         self._file = None if options.folder is None else EventFile(options.folder, self.process)
         self._stop = threading.Event()
         self._is_writing = False
 
     def now(self) -> int:
         """Nanoseconds of the shared clock."""
-        return time.perf_counter_ns() + self._offset_ns
+        return perf_counter_ns() + self._offset_ns
 
     # ------------------------------------------------------------------ spans
+    #
+    # These run at each begin and end, mostly after work that has taken the processor's caches: there a
+    # function more costs a microsecond, so they read the clock themselves and do without `guarded`.
 
-    @guarded
-    def begin(self, kind: Kind, name: str) -> Open:
+    def begin(self, kind: Kind, name: str) -> Open | None:
         """Begin a phase."""
-        return self._begin(kind, name, self.now(), Counts())
+        try:
+            return self._begin(kind, name, perf_counter_ns() + self._offset_ns, Counts(0, 0, 0, {}, {}))
+        except Exception as error:  # as in `guarded`
+            self.fail(error)
+            return None
 
-    @guarded
     def end(self, opened: Open | None, error: BaseException | None) -> None:
         """End a phase."""
-        if opened is not None:
-            self._end(opened, error, self._end_time(opened))
+        if opened is None:
+            return
+        try:
+            if self._synchronizes:
+                self._wait_for(opened)
+            self._end(opened, error, perf_counter_ns() + self._offset_ns)
+        except Exception as own:  # as in `guarded`
+            self.fail(own)
 
-    @guarded
-    def begin_call(self, watched: Watched, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Open:
+    def begin_call(self, watched: Watched, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Open | None:
         """Begin a call of a reward."""
-        came_ns = self.now()
-        counts, before = Counts(), None
+        came_ns = perf_counter_ns() + self._offset_ns
+        counts, scorers, before = Counts(0, 0, 0, {}, {}), watched.scorers, None
         try:
             counts.texts, counts.unique_texts = count_texts(watched.find_texts(*args, **kwargs))
-            before = watched.scorers.read()
+            if scorers is not None:
+                before = scorers.read()
         except Exception as error:  # as in `guarded`; without its counts, a call is still timed
             self.fail(error)
-        opened = self._begin("reward", watched.__name__, came_ns, counts)
-        opened.watched, opened.before = watched, before
-        return opened
+        try:
+            return self._begin("reward", watched.__name__, came_ns, counts, scorers, before)
+        except Exception as error:  # as in `guarded`
+            self.fail(error)
+            return None
 
-    @guarded
     def end_call(self, opened: Open | None, result: object, error: BaseException | None) -> None:
         """End a call of a reward."""
-        if opened is not None:
-            end_ns = self._end_time(opened)
+        if opened is None:
+            return
+        try:
+            if self._synchronizes:
+                self._wait_for(opened)
+            end_ns = perf_counter_ns() + self._offset_ns
             counts = opened.span.counts
             try:
                 if error is None:
                     counts.none = count_none(result, counts.texts)
-                if opened.watched is not None and opened.before is not None:
-                    opened.watched.scorers.add(opened.before, counts)
-            except Exception as own:  # as above
+                if opened.scorers is not None and opened.before is not None:
+                    opened.scorers.add(opened.before, counts)
+            except Exception as own:  # as in `begin_call`
                 self.fail(own)
             self._end(opened, error, end_ns)
+        except Exception as own:  # as in `guarded`
+            self.fail(own)
 
     @guarded
     def enter_call(self, opened: Open | None) -> None:
         """Go on with a call in another context."""
         if opened is not None:
-            self._enter(opened)
+            opened.token = self._current.set(opened.span)
+            opened.stage_token = current_span.set(opened.span)
 
     @guarded
     def leave_call(self, opened: Open | None) -> None:
@@ -138,64 +160,57 @@ class Recorder:
         if opened is not None:
             self._leave(opened)
 
-    def _begin(self, kind: Kind, name: str, came_ns: int, counts: Counts) -> Open:
+    def _begin(
+        self,
+        kind: Kind,
+        name: str,
+        came_ns: int,
+        counts: Counts,
+        scorers: ScorerWatch | None = None,
+        before: Mapping[int, Any] | None = None,
+    ) -> Open:
+        ledger, offset_ns = self._ledger, self._offset_ns
         parent = self._current.get()
-        while parent is not None and (parent.end_ns is not None or parent.owner is not self._ledger):
+        while parent is not None and (parent.end_ns is not None or parent.owner is not ledger):
             parent = parent.parent
-        thread = threading.current_thread()
-        span = Span(
-            next(self._ids),
-            kind,
-            name,
-            0,
-            threading.get_native_id(),
-            thread.name,
-            task_number(),
-            parent,
-            counts=counts,
-            parent_id=None if parent is None else parent.id,
-            owner=self._ledger,
-        )
-        synchronizes = self._synchronizes(span)
-        if not synchronizes:
-            span.marks = self._mark(self.now())
+        thread, thread_id = self._here.known
+        task = None if running_loop() is None else task_number()
+        synchronizes = self._synchronizes and task is None
+        timer = self._timer
+        marks = None if timer is None or synchronizes else timer.mark(perf_counter_ns() + offset_ns)
+        number, up = next(self._ids), None if parent is None else parent.id
+        # By place: names would cost a dictionary.
+        span = Span(number, kind, name, 0, thread_id, thread.name, task, parent, counts, up, ledger, marks)
         with self._lock:
-            span.begin_ns = self.now()
-            self._ledger.add_span(span)
-            self._running[span.id] = span
+            span.begin_ns = begin_ns = perf_counter_ns() + offset_ns
+            ledger.add_span(span)
+            self._running[number] = span
             self._recorded += 1
-            self._overhead_ns += span.begin_ns - came_ns
-            self._keep_few()
-        self._write_from_now_on()
-        opened = Open(span)
-        self._enter(opened)
-        if synchronizes and self._synchronize():
-            span.drain_s = (self.now() - span.begin_ns) / 1e9
+            self._overhead_ns += begin_ns - came_ns
+            self._until_full -= 1
+            if self._until_full < 0:
+                self._keep_few()
+        if self._file is not None and not self._is_writing:
+            self._write_from_now_on()
+        opened = Open(span, before, scorers, self._current.set(span), current_span.set(span))
+        if synchronizes and timer is not None and timer.synchronize():
+            span.drain_s = (self.now() - begin_ns) / 1e9
         return opened
-
-    def _end_time(self, opened: Open) -> int:
-        if self._synchronizes(opened.span):
-            self._synchronize()
-        return self.now()
 
     def _end(self, opened: Open, error: BaseException | None, end_ns: int) -> None:
         span = opened.span
         self._leave(opened)
         if span.end_ns is not None or span.owner is not self._ledger:
             return  # begun before this process was forked off, or ended already
-        span.outcome = outcome_of(error)
-        if span.marks is not None:
-            span.marks = span.marks, self._mark(end_ns)
+        span.outcome = "done" if error is None else outcome_of(error)
+        if span.marks is not None and self._timer is not None:
+            span.marks = span.marks, self._timer.mark(end_ns)
         with self._lock:
             span.end_ns = end_ns  # last: who reads it finds the rest there
             del self._running[span.id]
-            self._overhead_ns += self.now() - end_ns
+            self._overhead_ns += perf_counter_ns() + self._offset_ns - end_ns
         if self._file is not None:
             self._file.add(span)
-
-    def _enter(self, opened: Open) -> None:
-        opened.token = self._current.set(opened.span)
-        opened.stage_token = current_span.set(opened.span)
 
     def _leave(self, opened: Open) -> None:
         token, stage_token = opened.token, opened.stage_token
@@ -208,31 +223,9 @@ class Recorder:
         except ValueError:  # a coroutine that is closed by another one: its context is gone
             return
 
-    def _mark(self, now_ns: int) -> Mark | None:
-        if self._timer is None:
-            return None
-        try:
-            return self._timer.mark(now_ns)
-        except Exception as error:  # as in `guarded`; spans go on without a device that fails
-            self._timer = None
-            self.fail(error)
-            return None
-
-    def _synchronize(self) -> bool:
-        """Wait for the device, if there is one."""
-        if self._timer is None:
-            return False
-        try:
-            self._timer.clock.synchronize()
-        except Exception as error:  # as above
-            self._timer = None
-            self.fail(error)
-            return False
-        return True
-
-    def _synchronizes(self, span: Span) -> bool:
-        # In an event loop it would hold up all other tasks.
-        return self.options.synchronize and span.task is None
+    def _wait_for(self, opened: Open) -> None:
+        if self._timer is not None and opened.span.task is None:
+            self._timer.synchronize()
 
     # ------------------------------------------------------------------ steps
 
@@ -272,18 +265,11 @@ class Recorder:
                     break
                 self._resolve(span)
             self._ledger.settle(until_ns)
+        self._until_full = self.options.keep_spans - len(self._ledger)
 
     def _resolve(self, span: Span) -> bool:
         """Whether a span's times are known, or never will be."""
-        timer = self._timer
-        if timer is None or span.marks is None:
-            return True
-        try:
-            return timer.resolve(span)
-        except Exception as error:  # as above
-            span.marks = self._timer = None
-            self.fail(error)
-            return True
+        return self._timer is None or span.marks is None or self._timer.resolve(span)
 
     # ------------------------------------------------------------------ what comes of it
 

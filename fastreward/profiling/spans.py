@@ -67,16 +67,16 @@ class Span:
         thread_name: Its name.
         task: Number of the asyncio task in the process, or ``None`` outside of one.
         parent: The innermost span that was open around it, in this task or in the one that made it.
-        end_ns: When it ended, or ``None`` while it runs.
-        outcome: How it ended.
         counts: Of a reward, what the call was about.
-        device_s: Seconds on the device's stream from its begin to its end, or ``None`` if unknown.
-        drain_s: Seconds of it in which the device still worked off what was queued before, or ``None``.
         parent_id: The parent's number, which stays when the parent is forgotten.
-        process: Index of its process in a report.
         owner: The recording that it belongs to.
         marks: Where the device's queue stood at its begin; once it has ended, a pair of that and the same at
             its end, until the times are known.
+        end_ns: When it ended, or ``None`` while it runs.
+        outcome: How it ended.
+        device_s: Seconds on the device's stream from its begin to its end, or ``None`` if unknown.
+        drain_s: Seconds of it in which the device still worked off what was queued before, or ``None``.
+        process: Index of its process in a report.
     """
 
     id: int
@@ -87,15 +87,15 @@ class Span:
     thread_name: str
     task: int | None = None
     parent: Span | None = None
-    end_ns: int | None = None
-    outcome: Outcome = "running"
     counts: Counts = field(default_factory=Counts)
-    device_s: float | None = None
-    drain_s: float | None = None
     parent_id: int | None = None
-    process: int = 0
     owner: object = None
     marks: Any = None
+    end_ns: int | None = None
+    outcome: Outcome = "running"
+    device_s: float | None = None
+    drain_s: float | None = None
+    process: int = 0
 
     def ancestors(self) -> Iterator[Span]:
         """The spans around it, the innermost first."""

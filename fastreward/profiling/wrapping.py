@@ -9,7 +9,7 @@ import types
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, Protocol
 
-from fastreward.profiling.counting import ScorerWatch, text_finder
+from fastreward.profiling.counting import scorer_watch, text_finder
 
 OWN: Final = frozenset({"recorder", "find_texts", "scorers", "_texts"})
 """Attributes of a watched reward that are not the reward's."""
@@ -38,7 +38,7 @@ class Watched:
         __wrapped__: The reward.
         __name__: The name under which it is reported and trainers log it.
         find_texts: Finds the texts among the arguments of a call.
-        scorers: Reads what its scorers count.
+        scorers: Reads what its scorers count; ``None`` of a function, which holds none.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Watched:
         self.__wrapped__ = reward
         self.recorder = recorder
         self.find_texts = text_finder(reward, texts)
-        self.scorers = ScorerWatch(reward)
+        self.scorers = scorer_watch(reward)
         self._texts = texts
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
@@ -60,7 +60,7 @@ class Watched:
         except BaseException as error:
             self.recorder.end_call(call, None, error)
             raise
-        if inspect.iscoroutine(result):
+        if isinstance(result, types.CoroutineType):
             self.recorder.leave_call(call)
             return self._finish(call, result)
         if hasattr(result, "add_done_callback"):  # a future: the work goes on after the return

@@ -98,14 +98,11 @@ class _ShortTurns:
     """Turns of `TURN_S` at most while anybody is within; then those of before, unless they were changed."""
 
     def __init__(self) -> None:
-        self._users = 0
-        self.renew()
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self.renew)
-
-    def renew(self) -> None:
-        """Forget who held the lock when this process was forked off."""
         self._lock = threading.Lock()
+        self._users = 0
+        self._before = self._set = 0.0
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._leave_all)
 
     def __enter__(self) -> None:
         with self._lock:
@@ -119,9 +116,20 @@ class _ShortTurns:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with self._lock:
-            self._users -= 1
-            if self._users == 0 and sys.getswitchinterval() == self._set:
-                sys.setswitchinterval(self._before)
+            if self._users == 1:
+                self._restore()
+            self._users = max(0, self._users - 1)  # in a forked process, those of its parent have left
+
+    def _restore(self) -> None:
+        if sys.getswitchinterval() == self._set:
+            sys.setswitchinterval(self._before)
+
+    def _leave_all(self) -> None:
+        """Begin anew in a forked process, where the threads that make items are not."""
+        self._lock = threading.Lock()
+        if self._users:
+            self._restore()
+        self._users = 0
 
 
 _short_turns: Final = _ShortTurns()

@@ -1,4 +1,5 @@
 import contextvars
+import os
 import sys
 import threading
 import time
@@ -95,6 +96,17 @@ def test_turns_that_the_caller_sets_meanwhile_stay(switch_interval):
     for _ in prefetched(iter_of(2)):
         sys.setswitchinterval(0.03)
     assert sys.getswitchinterval() == pytest.approx(0.03)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_takes_long_turns_whoever_was_within(switch_interval):
+    with closing(prefetched(iter_of(3))) as items:
+        next(items)
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if sys.getswitchinterval() == switch_interval else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert sys.getswitchinterval() == pytest.approx(TURN_S)
 
 
 def iter_of(count):

@@ -4,10 +4,10 @@
 #   make test         all tests that need no GPU
 #   make lint         ruff, the format check and mypy
 #   make docs         build the documentation into build/docs
-#   make bench        the CPU benchmarks (minutes; stop other work first)
+#   make bench        the CPU benchmarks (minutes; stop other work first), beside the peers of `make peers`
 #   make bench-compare BASE=REV   the working tree's speed beside an older commit's
 #   make peers        the libraries that `make bench` compares with, in an environment of their own
-#   make train-demo   a small policy through CPT, SFT and GRPO (some twenty minutes)
+#   make train-demo   a small policy through CPT, SFT and GRPO (a quarter of an hour)
 #   make train-arms   GRPO with other rewards, three seeds each; it goes on where it stopped
 #   make gpu          the tests on CUDA, then the GPU benchmarks, with this machine's own python3
 #   make clean        remove the environment and what the tools left behind

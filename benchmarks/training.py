@@ -355,14 +355,17 @@ class Run:
         rows = [row_of(question) for question in self.world.questions]
         reward = arm_reward(arm, self.scorer, recipe.grpo_generations)
         resume = any(folder.glob("checkpoint-*"))
-        if not (folder / "config.json").exists():  # it is written last
+        finished = (folder / "config.json").exists()  # it is written last
+        if not finished:
             train_grpo(model, tokenizer, rows, reward, config, resume=resume, report=self._report)
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
         steps = self.log(arm)
         medians = {n: statistics.median(s[n] for s in steps) for n in steps[0] if "time" in n}
-        # Of a run that was interrupted, the time of its steps is all that is known of what came before.
-        return {"steps": len(steps), "seconds": sum(step["step_time"] for step in steps), "median_s": medians}
+        facts: dict[str, Any] = {"steps": len(steps), "median_s": medians}
+        if finished or resume:  # the time of its steps is all that is known of what came before
+            facts["seconds"] = sum(step["step_time"] for step in steps)
+        return facts
 
     def _loaded(self, name: str) -> tuple[Any, Any]:
         """Read the policy of a stage and its tokenizer; they stay on the CPU."""

@@ -45,5 +45,6 @@ def asked_table(found: Sequence[Mapping[str, Any]]) -> Table:
     for one in found:
         verdict = {True: "met", False: "MISSED", None: "not judged"}[one["met"]]
         value = f"{one['value']:.3f}" + (f" ± {one['spread']:.3f}" if "spread" in one else "")
-        table.add_row(one["what"], value, f"{'≤' if one['at_most'] else '≥'} {one['bound']:g}", verdict)
+        sign = ">" if one.get("strict") else "≤" if one["at_most"] else "≥"
+        table.add_row(one["what"], value, f"{sign} {one['bound']:g}", verdict)
     return table

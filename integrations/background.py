@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,10 +32,26 @@ class Judge:
     def __init__(self, reward: CombinedReward, tokenizer: Any, timeline: Timeline, device: Any) -> None:
         self.reward, self.tokenizer, self.timeline = reward, tokenizer, timeline
         self.parts = [timeline.wrap(part) for part in reward.rewards]
+        self.parts_alone = [timeline.wrap(part) for part in ungrouped(reward).rewards]
         # What judges each text by itself can judge it before the others are written.
-        self.early = [k for k, p in enumerate(reward.rewards) if isinstance(p, TextReward) and not awaits(p)]
+        self.early = [k for k, p in enumerate(reward.rewards) if _judges_alone(p) and not awaits(p)]
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="reward")
         self.stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+
+def ungrouped(reward: CombinedReward) -> CombinedReward:
+    """The same combination where completions are no groups, as in an evaluation: a weighted sum.
+
+    So are those that are among its components. It has `last` in common with the one that it is made of.
+    """
+    other = reward.by_prompts()
+    other.aggregation = "sum_then_normalize"
+    other.rewards = tuple(ungrouped(p) if isinstance(p, CombinedReward) else p for p in reward.rewards)
+    return other
+
+
+def _judges_alone(reward: Any) -> bool:
+    return isinstance(reward, TextReward) and reward.judges_alone
 
 
 class Case:
@@ -45,7 +60,7 @@ class Case:
     Args:
         judge: Of the run.
         prompts: P prompts.
-        count: Completions of each.
+        count: Completions of each; one makes no group, and is worth the weighted sum of its rewards.
     """
 
     def __init__(self, judge: Judge, prompts: Prompts, count: int) -> None:
@@ -73,7 +88,7 @@ class Case:
     def _score_rest(
         self, texts: list[Any], completion_ids: list[list[int]]
     ) -> tuple[CombinedScores, dict[str, float]]:
-        parts = list(self._judge.parts)
+        parts = list(self._judge.parts if self._count > 1 else self._judge.parts_alone)
         if self._pieces:
             for piece in self._pieces:
                 piece.result()  # it is done, for one thread does all; what it raised is raised here
@@ -83,8 +98,8 @@ class Case:
             for k, values in self._known.items():
                 found = [values[place] for place in range(len(texts))]
                 parts[k] = lambda completions, found=found, **columns: found
-        reward = copy.copy(self._judge.reward)
-        reward.rewards = tuple(parts)
+        reward = self._judge.reward.by_prompts() if self._count > 1 else ungrouped(self._judge.reward)
+        reward.rewards, reward.num_generations = tuple(parts), self._count
         columns = self._columns(range(len(texts)), completion_ids)
         with torch.cuda.stream(self._judge.stream):  # None changes nothing
             scores = reward.evaluate(texts, **columns)

@@ -40,7 +40,7 @@ class Checkpoints:
         if self.all():
             remedy = "Resume the run, or name another output_dir."
             raise InputError("a folder without checkpoints", str(self.folder), remedy)
-        self._require_room(model)
+        require_room(self.folder, self.needed_bytes(model))
 
     def save(self, step: int, model: Any, tokenizer: Any, state: Mapping[str, Any]) -> None:
         """Write the checkpoint of a step, and remove those that are too many."""
@@ -71,20 +71,26 @@ class Checkpoints:
             expected = ", ".join(f"{name}={was.get(name)!r}" for name in changed)
             received = str({name: now[name] for name in changed})
             raise InputError(f"the configuration of the run, {expected}", received, "Restore it.")
-        self._require_room(model)
+        require_room(self.folder, self.needed_bytes(model))
         load_weights(model, newest)
         return state
 
-    def _require_room(self, model: Any) -> None:
+    def needed_bytes(self, model: Any) -> int:
+        """Bound what the checkpoints to come of a model that is trained with AdamW take."""
         trained = sum(weight.nbytes for weight in model.parameters() if weight.requires_grad)
         weights = trained if _has_adapter(model) else sum(weight.nbytes for weight in model.parameters())
         # AdamW has two more numbers for each weight; one checkpoint more exists while it is written.
         to_come = max(self._keep + 1 - len(self.all()), 1)
-        require_room(self.folder, to_come * (weights + 2 * trained))
+        return int(to_come * (weights + 2 * trained))
 
     def all(self) -> list[Path]:
-        """List the checkpoints, the newest last."""
-        return sorted(self.folder.glob("checkpoint-??????"))
+        """List the checkpoints, the newest last; one that was being written is none."""
+        found = [path for path in self.folder.glob("checkpoint-*") if _number(path).isdecimal()]
+        return sorted(found, key=lambda path: int(_number(path)))
+
+
+def _number(checkpoint: Path) -> str:
+    return checkpoint.name.rpartition("-")[2]
 
 
 def load_weights(model: Any, folder: Path) -> None:

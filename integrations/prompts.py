@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final
 
 import torch
 
 from fastreward.errors import InputError
 from fastreward.integrations.generation import seed_of
-from fastreward.rewards.base import TextReward, is_missing
-from fastreward.rewards.combine import CombinedReward
+from fastreward.rewards.base import ColumnKind, is_missing, several
+from fastreward.rewards.components import columns_read
 
 RESERVED: Final = ("prompts", "completions", "completion_ids", "log_metric")
 """What a reward is called with beside the columns of the rows."""
@@ -31,18 +32,22 @@ class Prompts:
         dataset: Sequence[Mapping[str, Any]],
         tokenizer: Any,
         longest: float,
-        references: Sequence[str] = (),
+        references: Mapping[str, ColumnKind] = MappingProxyType({}),
     ) -> Prompts:
         """Tokenise prompts, conversations with the chat template and what begins an answer.
 
         Raises:
             InputError: There is no row, or one lacks a column of the first or of `references`, has nothing in
-                one of these, has a name of `RESERVED`, or has a prompt that is empty, above `longest` tokens,
-                or a text where the first is a conversation; or the tokenizer has no template for those.
+                one of these (options may be none), has a name of `RESERVED`, or has a prompt that is empty,
+                above `longest` tokens, or a text where the first is a conversation; a reward reads prompts by
+                another name than ``prompts``; or the tokenizer has no template for conversations.
         """
         rows = [dict(row) for row in dataset]
         if not rows:
             raise InputError("a row at least", "none", "Pass rows with a prompt.")
+        if "prompt" in references:
+            remedy = "Name 'prompts', which is what rewards get a row's prompt as."
+            raise InputError("rewards that read the column 'prompts'", "one that reads 'prompt'", remedy)
         conversational = not isinstance(rows[0].get("prompt"), str)
         for number, row in enumerate(rows):
             missing = sorted({"prompt", *references, *rows[0]} - row.keys())
@@ -54,8 +59,10 @@ class Prompts:
                 kind = "a conversation, as the first" if conversational else "a text"
                 received = repr(row["prompt"])[:80]
                 raise InputError(f"{kind}, as the prompt of row {number}", received, "Correct the row.")
-            for name in references:
-                if is_missing(row[name]) or row[name] == [] or not str(row[name]).strip():
+            for name, held in references.items():
+                if held == "options" and is_missing(row[name]):
+                    continue  # one question among others may be without options
+                if all(is_missing(one) or not str(one).strip() for one in several(row[name])):
                     expected = f"something in {name!r} of row {number}, by which completions are judged"
                     raise InputError(expected, repr(row[name]), "Fill it, or leave the row out.")
         ids = prompt_ids(tokenizer, [row["prompt"] for row in rows])
@@ -121,15 +128,20 @@ def prompt_ids(tokenizer: Any, prompts: Sequence[Any]) -> list[list[int]]:
     return ids
 
 
-def reference_columns(reward: Any) -> list[str]:
-    """Name the columns by which a reward of this library, and those in it, judge completions.
+def context_length(model: Any) -> int | None:
+    """Return how many tokens a model has positions for, or ``None`` if its configuration does not say."""
+    length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return int(length) if length else None
+
+
+def reference_columns(reward: Any) -> dict[str, ColumnKind]:
+    """Name the columns of rows by which a reward and those in it judge completions, and what each holds.
+
+    Those that come from elsewhere, as ``prompts`` does from a row's `prompt`, are not among them.
 
     Example:
-        >>> from fastreward import AnswerReward, FormatReward
+        >>> from fastreward import AnswerReward, CombinedReward, FormatReward
         >>> reference_columns(CombinedReward([AnswerReward("answer"), FormatReward()]))
-        ['answer']
+        {'answer': 'answer'}
     """
-    if isinstance(reward, CombinedReward):
-        return sorted({name for part in reward.rewards for name in reference_columns(part)})
-    name = reward.reference if isinstance(reward, TextReward) else None
-    return [] if name is None else [name]
+    return {name: kind for name, kind in columns_read(reward).items() if name not in RESERVED}

@@ -33,7 +33,7 @@ class Tracker(Protocol):
 
 
 def open_trackers(
-    names: Sequence[str], folder: str | Path, options: Mapping[str, Any] | None = None
+    names: Sequence[str], folder: str | Path, options: Mapping[str, Any] | None = None, *, done: int = 0
 ) -> list[Tracker]:
     """Open trackers by name.
 
@@ -45,6 +45,8 @@ def open_trackers(
         names: Of trackers.
         folder: Of the run.
         options: What the run was told; trackers that can, show it.
+        done: Steps of the run that were done before. TensorBoard hides what it has of later ones, which are
+            done again; with trackio and wandb what is resumed is a run of its own, of the rest alone.
 
     Raises:
         InputError: A name is not known, or its package is not installed.
@@ -61,7 +63,7 @@ def open_trackers(
         if name == "stdout":
             opened.append(Printed())
         elif name == "tensorboard":
-            opened.append(TensorBoard(Path(folder) / "runs"))
+            opened.append(TensorBoard(Path(folder) / "runs", done))
         else:
             opened.append(Service(name, folder, options or {}))
     return opened
@@ -102,6 +104,21 @@ class Printed:
         """Do nothing: all is printed."""
 
 
+def rewrite(path: Path, text: str) -> None:
+    """Write a text in a file's place, whole or not at all: a run's log may be all that is left of its steps.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     rewrite(Path(folder) / "log.jsonl", "{}")
+        ...     [path.name for path in Path(folder).iterdir()]
+        ['log.jsonl']
+    """
+    beside = path.with_name(f"{path.name}.partial")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
+
+
 class JsonLines:
     """Writes a line for each step, in the order of the steps.
 
@@ -121,7 +138,7 @@ class JsonLines:
     def __init__(self, path: Path, steps: int = 0) -> None:
         self._path = path
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        path.write_text("".join(lines[:steps]), encoding="utf-8")
+        rewrite(path, "".join(lines[:steps]))
 
     def log(self, metrics: Metrics) -> None:
         """Append a line."""
@@ -137,16 +154,17 @@ class TensorBoard:
 
     Args:
         folder: Of the files.
+        done: Steps that were done before; later ones of files that are there are hidden.
 
     Raises:
         InputError: TensorBoard is not installed.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, done: int = 0) -> None:
         require_trackers(["tensorboard"])  # torch's own message does not say what to install
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(folder))
+        self._writer: Any = SummaryWriter(str(folder), purge_step=done + 1)
 
     def log(self, metrics: Metrics) -> None:
         """Write a step's scalars."""
@@ -214,7 +232,7 @@ class RunReports:
         silent: bool = False,
     ) -> None:
         self._log = None if silent else JsonLines(Path(folder) / "log.jsonl", done)
-        self._trackers = [] if silent or report else open_trackers(names, folder, options)
+        self._trackers = [] if silent or report else open_trackers(names, folder, options, done=done)
         self._report = None if silent else report
         columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         hidden = silent or not sys.stderr.isatty()

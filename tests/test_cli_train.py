@@ -59,6 +59,8 @@ def stage(folder: Path, name: str, model: str, *more: str) -> list[object]:
     if name == "grpo":
         part = ["loop.num_prompts=2", "loop.num_generations=2", "loop.max_completion_length=6"]
         part += ["data=exams:train?count=8&languages=en", "eval_data=exams:held_out_numbers?count=2"]
+        # Without a reward that differs from text to text, two steps may find nothing to learn.
+        part += ["rewards.length={weight: 1.0, unit: characters, extract: null}"]
         block = "loop"
     else:
         count = "corpus?count=8" if name == "cpt" else "train?count=8"
@@ -88,7 +90,7 @@ def test_each_stage_begins_with_the_model_of_the_one_before(trained: Path) -> No
     ]
     pairs = itertools.pairwise(weights)
     changes = [float((after - before).abs().max()) for before, after in pairs]
-    assert min(changes[:2]) > 0  # two steps of GRPO may find no group with spread
+    assert min(changes) > 0
     for name in ("cpt", "sft", "grpo"):
         lines = (trained / name / "log.jsonl").read_text(encoding="utf-8").splitlines()
         assert any(json.loads(line)["step"] == 2 for line in lines)

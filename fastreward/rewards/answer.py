@@ -11,7 +11,15 @@ from numbers import Real
 from typing import Any, ClassVar, Final, Literal, TypeGuard, get_args
 
 from fastreward.errors import InputError
-from fastreward.rewards.base import NoText, RewardCounts, TextReward, check_column, is_missing, several
+from fastreward.rewards.base import (
+    ColumnKind,
+    NoText,
+    RewardCounts,
+    TextReward,
+    check_column,
+    is_missing,
+    several,
+)
 from fastreward.rewards.completion import Extract, describe
 from fastreward.rewards.keys import Answer, Key, KeyMaker, Kind, OptionKey
 from fastreward.rewards.options import Options
@@ -146,6 +154,14 @@ class AnswerReward(TextReward):
         super().__init__(
             reference=answer, extract=extract, strip_thinking=strip_thinking, no_text=no_text, name=name
         )
+
+    def columns_read(self) -> dict[str, ColumnKind]:
+        """The columns of right answers and, if there is one, of options."""
+        assert self._reference is not None
+        options: dict[str, ColumnKind] = {}
+        if self._options_column is not None:
+            options[self._options_column] = "options"
+        return {self._reference: "answer", **options}
 
     def _read_references(self, columns: Mapping[str, object], count: int) -> list[list[Key]]:
         assert self._reference is not None

@@ -17,6 +17,9 @@ from fastreward.rewards.completion import Completion, Extract, Extractor, comple
 
 NoText = Literal["zero", "none"]
 
+ColumnKind = Literal["answer", "options", "prompt", "reference"]
+"""What a column holds by which completions are judged: `TextReward.columns_read`."""
+
 
 @runtime_checkable
 class Reward(Protocol):
@@ -79,7 +82,13 @@ class TextReward(ABC):
 
     Raises:
         InputError: An argument is not one of the above.
+
+    Attributes:
+        judges_alone: Whether what a completion gets is the same whoever else is in the call. Only what judges
+            alone is scored before the others are written; a subclass that compares them says False.
     """
+
+    judges_alone: ClassVar[bool] = True
 
     _OF_THIS_PROCESS: ClassVar[frozenset[str]] = frozenset({"_lock", "_counts"})
     _LOGGED: ClassVar[tuple[str, ...]] = ("no_text", "missing_reference")  # counts that are logged as shares
@@ -114,6 +123,16 @@ class TextReward(ABC):
     def reference(self) -> str | None:
         """Name of the column by which completions are judged, or ``None`` if there is none."""
         return self._reference
+
+    def columns_read(self) -> dict[str, ColumnKind]:
+        """Name the columns that a call needs, and what each holds, so that data is checked before training.
+
+        Example:
+            >>> from fastreward.rewards import AnswerReward
+            >>> AnswerReward("letter", options="choices").columns_read()
+            {'letter': 'answer', 'choices': 'options'}
+        """
+        return {} if self._reference is None else {self._reference: "reference"}
 
     @property
     def counts(self) -> RewardCounts:

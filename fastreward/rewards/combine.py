@@ -13,9 +13,9 @@ from torch import Tensor
 
 from fastreward.errors import InputError
 from fastreward.ops.group_advantage import advantage_shares, group_deviations, group_scores, weighted_total
-from fastreward.rewards.base import as_list
+from fastreward.rewards.base import ColumnKind, as_list
 from fastreward.rewards.completion import Completion, describe
-from fastreward.rewards.components import awaits, call, reward_name, run_to_the_end
+from fastreward.rewards.components import awaits, call, columns_read, reward_name, run_to_the_end
 from fastreward.rewards.gates import Gate, Gates, close_gates, is_number, read_gates, require_known
 from fastreward.rewards.together import call_together
 
@@ -83,6 +83,8 @@ class CombinedReward:
     either, the whole batch is taken for one group.
 
     It may be called from many threads at once, and pickles with its components, without `last`.
+    With asynchronous components every plain call, and so every step of a training, runs an event loop of its
+    own: what belongs to one loop, such as the session of a client, such a component must make in its call.
 
     Args:
         rewards: K rewards, one at least, with different names: objects of this library, or functions in the
@@ -171,6 +173,11 @@ class CombinedReward:
     def is_async(self) -> bool:
         """Whether a component, however deep, is asynchronous."""
         return any(awaits(reward) for reward in self.rewards)
+
+    def columns_read(self) -> dict[str, ColumnKind]:
+        """The columns that the components need; of two that read one, the first says what it holds."""
+        parts = [columns_read(reward) for reward in reversed(self.rewards)]
+        return {name: kind for part in parts for name, kind in part.items()}
 
     def by_prompts(self) -> CombinedReward:
         """The same combination where groups may lie on several processes: it finds them by their prompts.

@@ -10,12 +10,12 @@ from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from fastreward.errors import InputError
-from fastreward.rewards.base import as_list
+from fastreward.rewards.base import ColumnKind, as_list
 from fastreward.rewards.completion import Completion, describe
 
 T = TypeVar("T")
 
-__all__ = ["awaits", "call", "call_async", "reward_name", "run_to_the_end"]
+__all__ = ["awaits", "call", "call_async", "columns_read", "reward_name", "run_to_the_end"]
 
 
 def reward_name(reward: Any) -> str:
@@ -42,6 +42,18 @@ def reward_name(reward: Any) -> str:
         )
     inner = _unwrapped(reward)
     return str(getattr(inner, "__name__", type(inner).__name__))
+
+
+def columns_read(reward: Any) -> dict[str, ColumnKind]:
+    """Name the columns that a reward is known to need: what its method of this name says, if it has one.
+
+    Example:
+        >>> from fastreward.rewards import LengthReward
+        >>> columns_read(LengthReward("explanation")), columns_read(len)
+        ({'explanation': 'reference'}, {})
+    """
+    says = getattr(reward, "columns_read", None)
+    return dict(says()) if callable(says) else {}
 
 
 def awaits(reward: Any) -> bool:

@@ -10,13 +10,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeGuard, get_args
+from typing import Any, ClassVar, Literal, TypeAlias, TypeGuard, get_args
 
 import torch
 from torch import Tensor
 
 from fastreward.errors import InputError
-from fastreward.rewards.base import RewardCounts, as_list, check_column
+from fastreward.rewards.base import ColumnKind, RewardCounts, as_list, check_column
 from fastreward.rewards.completion import Extract, completion_text, describe
 from fastreward.rewards.gates import is_number
 from fastreward.rewards.reference_reward import ReferenceReward
@@ -166,6 +166,11 @@ class PromptCopyReward(Penalty):
             name=name,
         )
 
+    def columns_read(self) -> dict[str, ColumnKind]:
+        """The column of prompts, and that of references if `allowed` is ``"reference"``."""
+        references = super().columns_read() if self._allowed == "reference" else {}
+        return {self._prompt: "prompt", **references}
+
     def _read_references(self, columns: Mapping[str, object], count: int) -> list[Any]:
         """For each completion its prompt and its references; ``None`` where either is missing."""
         prompts = self._read_column(self._prompt, columns, count)
@@ -207,13 +212,15 @@ class ContrastReward(Penalty):
         -max_j cos(completion, reference_j)   or the mean instead of the largest,
 
     over the distinct references of the call that are not the completion's own; 0.0 where there is no other.
-    A completion without text counts for none of that and gets -1.0.
+    A completion without text counts for none of that and gets -1.0; a reference that only such completions
+    have is not among those that the others are held against.
     It is added to a `SemanticReward` of the same scorer, whose encodings it shares.
 
     By its nature it depends on the batch: on which prompts the trainer puts on a process in one step. All
     completions of a call are held against the same references, and so are those of a group unless it lies on
     several processes: give a process whole groups, two at least. Where every call is one group (TRL's
-    AsyncGRPO) it is 0.0 for every text.
+    AsyncGRPO) it is 0.0 for every text. The bundled loop calls it when all completions of a step are written,
+    even if told to score while others are generated.
 
     Args:
         scorer: The scorer that the `SemanticReward` has; or an encoder's name or folder; or ``None``.
@@ -239,6 +246,8 @@ class ContrastReward(Penalty):
 
     Source: references of the batch as negatives are those of the InfoNCE loss (arXiv 1807.03748).
     """
+
+    judges_alone: ClassVar[bool] = False
 
     def __init__(
         self,

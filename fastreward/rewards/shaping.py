@@ -12,8 +12,16 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from fastreward.errors import InputError
+from fastreward.rewards.base import ColumnKind
 from fastreward.rewards.completion import Completion, describe
-from fastreward.rewards.components import awaits, call, call_async, reward_name, run_to_the_end
+from fastreward.rewards.components import (
+    awaits,
+    call,
+    call_async,
+    columns_read,
+    reward_name,
+    run_to_the_end,
+)
 from fastreward.rewards.gates import is_number
 
 __all__ = ["Chain", "Clip", "Power", "Rescale", "Shaped", "Shaping", "Sigmoid"]
@@ -220,6 +228,10 @@ class Shaped:
     def is_async(self) -> bool:
         """Whether the reward inside is asynchronous, and so must be awaited."""
         return awaits(self.reward)
+
+    def columns_read(self) -> dict[str, ColumnKind]:
+        """The columns that the reward inside needs."""
+        return columns_read(self.reward)
 
     def __call__(self, /, completions: Sequence[Completion], **columns: Any) -> list[float | None]:
         """Score a batch with the reward and shape what it returns.

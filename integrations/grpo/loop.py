@@ -38,10 +38,10 @@ from fastreward.integrations.grpo.losses import RowSums, UpdateSize, policy_loss
 from fastreward.integrations.grpo.metrics import Metrics
 from fastreward.integrations.grpo.policy import engine, prepared
 from fastreward.integrations.processes import Processes
-from fastreward.integrations.prompts import Prompts, reference_columns
+from fastreward.integrations.prompts import Prompts, context_length, reference_columns
 from fastreward.integrations.rollouts import Rollout, completion_logprobs
 from fastreward.integrations.trackers import RunReports, require_trackers
-from fastreward.ops.group_advantage import normalize_then_sum, sum_then_normalize
+from fastreward.ops.group_advantage import normalize_then_sum, sum_then_normalize, weighted_total
 from fastreward.profiling import Timeline
 from fastreward.rewards.combine import CombinedReward, CombinedScores
 
@@ -100,7 +100,7 @@ class GRPO:
             raise InputError(expected, str(config.num_prompts), "Change one of them.")
         rewards = list(reward) if isinstance(reward, list | tuple) else [reward]
         self.reward = reward if isinstance(reward, CombinedReward) else CombinedReward(rewards)
-        longest = getattr(model.config, "max_position_embeddings", None) or math.inf
+        longest = context_length(model) or math.inf
         read = (tokenizer, longest - config.max_completion_length, reference_columns(self.reward))
         self._data = Prompts.of(dataset, *read)
         self._eval_data = Prompts.of(eval_dataset, *read) if eval_dataset else None
@@ -130,8 +130,8 @@ class GRPO:
     def train(self, *, resume: bool = False) -> Path:
         """Run all steps, or those after the newest checkpoint of the folder.
 
-        A run that was killed and resumed ends in the weights of one that was not, where the machine computes
-        the same twice, as a CPU does. Returns the folder of the last checkpoint, for ``from_pretrained``.
+        A run that was killed and resumed ends in the weights of one that was not, where machine and rewards
+        give the same twice: on a CPU, with `Scorer(batch_invariant=True)`. Returns the last checkpoint.
 
         Raises:
             InputError: The folder cannot be written, lacks room, or has checkpoints, or has none to resume,
@@ -146,9 +146,8 @@ class GRPO:
         if not resume:
             self.processes.first(partial(checkpoints.begin, self.model))
             self._save(checkpoints, 0)
-        told: dict[str, Any] = {"options": settings, "report": self._report}
-        told["silent"] = self.processes.rank > 0
-        with RunReports(config.output_dir, config.report_to, config.max_steps, begin, **told) as reports:
+        how: dict[str, Any] = {"options": settings, "report": self._report, "silent": self.processes.rank > 0}
+        with RunReports(config.output_dir, config.report_to, config.max_steps, begin, **how) as reports:
             for number in range(begin, config.max_steps):
                 metrics, done, last = self.step(number), number + 1, number + 1 == config.max_steps
                 if self._eval_data and config.eval_steps and (last or done % config.eval_steps == 0):
@@ -200,6 +199,8 @@ class GRPO:
 
     def evaluate(self) -> Metrics:
         """Draw one completion for each row of the evaluation data; return what training logs, as ``eval_…``.
+
+        A row has no group then: the reward is the weighted sum of its components, whatever the aggregation.
 
         Raises:
             InputError: There are no rows to evaluate with.
@@ -273,17 +274,17 @@ class GRPO:
         """Rewards → advantages, [N] of fp32 on the model's device; these and the scores of all processes."""
         with self.timeline.phase("reward wait", waits=True):
             scores, logged = scoring.result()
-            everyone = self.processes.gather((scores.components, scores.total, logged))
+            everyone = self.processes.gather((scores.components, logged))
         with self.timeline.phase("update"):
-            rewards = torch.cat([components for components, _, _ in everyone])
+            rewards = torch.cat([components for components, _ in everyone])
             weights = torch.tensor(self.reward.weights, dtype=torch.float64)
             count, scale = self.config.num_generations, self.config.scale_rewards
             if self.reward.aggregation == "normalize_then_sum":
                 advantages = normalize_then_sum(rewards, weights, count)
             else:
                 advantages = sum_then_normalize(rewards, weights, count, scale=scale)
-        gathered = CombinedScores(scores.names, rewards, torch.cat([total for _, total, _ in everyone]))
-        means = figures.mean_by_name([logged for _, _, logged in everyone])
+        gathered = CombinedScores(scores.names, rewards, weighted_total(rewards, weights))  # as TRL logs it
+        means = figures.mean_by_name([logged for _, logged in everyone])
         return advantages.to(self.device, torch.float32), gathered, means
 
     def _have_spread(self, advantages: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ _WANTED: Final[dict[Kind, str]] = {
     "prompt": "a text that is not empty, or a conversation of messages with role and content, not all empty",
     "answer": "an answer: a text that is not empty, a number, or a list of those",
     "reference": "a text that is not empty, or a list of those",
-    "options": "options: a list that is not empty, or a mapping from letter to text",
+    "options": "options: a list that is not empty, a mapping from letter to text, or null",
 }
 
 
@@ -98,7 +98,7 @@ def check_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Kind]) -
 
     A ``"text"`` is not blank; a ``"prompt"`` is one, or a conversation; an ``"answer"`` is one, a number, or
     a list of those; a ``"reference"`` is a text or a list of texts, one of which is not blank; ``"options"``
-    are a list or a mapping that is not empty.
+    are a list or a mapping that is not empty, or missing.
 
     Args:
         rows: The rows; those of `load_rows` are called by their lines.
@@ -152,8 +152,8 @@ def check_prompt_lengths(
 
 
 def _holds(value: Any, kind: Kind) -> bool:
-    if kind == "options":
-        return isinstance(value, Mapping | list | tuple) and len(value) > 0
+    if kind == "options":  # one question among others may be without
+        return is_missing(value) or (isinstance(value, Mapping | list | tuple) and len(value) > 0)
     if isinstance(value, str):
         return bool(value.strip())
     if kind == "text" or is_missing(value):

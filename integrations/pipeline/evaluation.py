@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fastreward.errors import InputError
 from fastreward.integrations.pipeline.data import Kind, check_prompt_lengths, check_rows
-from fastreward.integrations.pipeline.prompts import complete, context_length
+from fastreward.integrations.pipeline.prompts import complete
 from fastreward.integrations.pipeline.ratings import Judge, verdict
-from fastreward.integrations.prompts import RESERVED, prompt_ids
+from fastreward.integrations.prompts import RESERVED, context_length, prompt_ids
 from fastreward.rewards.answer import AnswerReward
 from fastreward.rewards.completion import Extractor, describe
 from fastreward.rewards.format import FormatReward

@@ -47,12 +47,6 @@ def as_chat(rows: Sequence[Mapping[str, Any]], system: str = "") -> list[dict[st
     return made
 
 
-def context_length(model: Any) -> int | None:
-    """Return how many tokens a model has positions for, or ``None`` if its configuration does not say."""
-    length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return int(length) if length else None
-
-
 def complete(
     model: Any,
     tokenizer: Any,

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastreward.integrations.checkpoints import Checkpoints
 from fastreward.integrations.pipeline.data import check_prompt_lengths, check_rows
 from fastreward.integrations.pipeline.folders import (
     begin_folder,
@@ -14,10 +15,9 @@ from fastreward.integrations.pipeline.folders import (
     publish,
 )
 from fastreward.integrations.pipeline.policy import merged, weight_bytes
-from fastreward.integrations.pipeline.prompts import context_length
 from fastreward.integrations.pipeline.rewards import RewardPlan
 from fastreward.integrations.processes import Processes
-from fastreward.integrations.prompts import prompt_ids
+from fastreward.integrations.prompts import context_length, prompt_ids
 from fastreward.integrations.run_config import require_room
 
 if TYPE_CHECKING:
@@ -71,13 +71,15 @@ def train_grpo(
         checked = check_rows(given, columns)
         ids = prompt_ids(tokenizer, [row["prompt"] for row in checked])
         check_prompt_lengths(checked, ids, context_length(model), config.max_completion_length)
-    folder, processes = Path(config.output_dir), Processes(model.device)
+    folder, processes, published = Path(config.output_dir), Processes(model.device), weight_bytes(model)
     if resume:
         newest_checkpoint(folder)
-        processes.first(partial(require_room, folder, weight_bytes(model)))
-    else:  # the loop adds up what its checkpoints take
-        processes.first(partial(begin_folder, folder, weight_bytes(model)))
+    else:
+        processes.first(partial(begin_folder, folder, 0))
     trainer = GRPO(model, tokenizer, reward, rows, config, eval_dataset=eval_rows, **options)
+    # Only now is known what is trained. The model comes beside the checkpoints that are kept.
+    to_come = Checkpoints(folder, config.save_total_limit, {}).needed_bytes(trainer.model)
+    processes.first(partial(require_room, folder, published + to_come))
     trainer.train(resume=resume)
     processes.first(partial(publish, merged(trainer.model).eval(), tokenizer, folder))
     return folder

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from fastreward import rewards as library
 from fastreward.errors import InputError
 from fastreward.integrations.pipeline.data import Kind
+from fastreward.integrations.prompts import reference_columns
 from fastreward.rewards import CombinedReward, Gate
 from fastreward.rewards.completion import describe
 from fastreward.rewards.shaping import Chain, Clip, Power, Rescale, Sigmoid
@@ -107,14 +108,13 @@ def make_reward(
         raise InputError("a reward at least", "none", f"Name some of {', '.join(REWARDS)}.")
     _require_known("rewards", rewards, list(REWARDS))
     made, weights = [], []
-    columns: dict[str, Kind] = {}
     for name, said in rewards.items():
         options = {"weight": said} if isinstance(said, int | float) else said or {}
         if not isinstance(options, Mapping):
             raise InputError(f"a weight or options of {name}", describe(said), "Write for instance 0.5.")
         options = dict(options)
         weights.append(options.pop("weight", 1.0))
-        made.append(_made(name, options, scorer, columns))
+        made.append(_made(name, options, scorer))
     named = {name: reward.__name__ for name, reward in zip(rewards, made, strict=True)}
     combined = CombinedReward(
         made,
@@ -122,26 +122,22 @@ def make_reward(
         gates={named.get(gated, gated): _gate(rule, named) for gated, rule in (gates or {}).items()},
         aggregation=aggregation,  # type: ignore[arg-type]  # which checks it
     )
-    return RewardPlan(combined, columns)
+    return RewardPlan(combined, {**reference_columns(combined)})
 
 
-def _made(name: str, options: dict[str, Any], scorer: Scorer | None, columns: dict[str, Kind]) -> Any:
-    """Make a reward, and add the columns that it reads."""
+def _made(name: str, options: dict[str, Any], scorer: Scorer | None) -> Any:
+    """Make a reward, whose columns are called as the data has them if it is not said otherwise."""
     kind = getattr(library, REWARDS[name])
     parameters = inspect.signature(kind).parameters
     takes_scorer = "scorer" in parameters
     _require_known(name, options, [one for one in parameters if one != "scorer"])
     if takes_scorer:
         options["scorer"] = scorer
-    read: dict[str, tuple[str, Kind]] = {"reference": (REFERENCE, "reference")}
-    if name == "answer":
-        read = {"answer": ("answer", "answer")}
-    for option, (column, kind_of_column) in read.items():
-        if option in parameters:
-            said = options.setdefault(option, column)
-            if not isinstance(said, str):
-                raise InputError(f"a column's name as {option} of {name}", describe(said), "Write one name.")
-            columns.setdefault(said, kind_of_column)
+    option, column = ("answer", "answer") if name == "answer" else ("reference", REFERENCE)
+    if option in parameters:
+        said = options.setdefault(option, column)
+        if not isinstance(said, str):
+            raise InputError(f"a column's name as {option} of {name}", describe(said), "Write one name.")
     if "extract" in parameters and "reference" in parameters:
         options.setdefault("extract", REFERENCE)
     if options.get("tokenize") == "words":

@@ -28,10 +28,11 @@ from fastreward.integrations.pipeline.policy import (
     require_trainable,
     weight_bytes,
 )
-from fastreward.integrations.pipeline.prompts import as_chat, context_length
+from fastreward.integrations.pipeline.prompts import as_chat
 from fastreward.integrations.processes import Processes
-from fastreward.integrations.prompts import prompt_ids
+from fastreward.integrations.prompts import context_length, prompt_ids
 from fastreward.integrations.run_config import require_room
+from fastreward.integrations.trackers import rewrite
 
 LOG: Final = "log.jsonl"
 MAY_CHANGE: Final = ("output_dir", "logging_steps", "save_steps", "save_total_limit", "report_to")
@@ -323,7 +324,7 @@ def _cut_log(path: Path, step: int) -> None:
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else ():
         if line.endswith("\n") and json.loads(line)["step"] <= step:
             kept.append(line)
-    path.write_text("".join(kept), encoding="utf-8")
+    rewrite(path, "".join(kept))
 
 
 def _log_to(path: Path) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 from fastreward.errors import InputError
 from fastreward.integrations import trackers
+from fastreward.integrations.pipeline.tuning import _cut_log
 from fastreward.integrations.trackers import JsonLines, RunReports, open_trackers, require_trackers
 
 STEP = {"step": 3.0, "loss": 0.125, "step_time": 1.5, "time/generate": 1.0, "time/reward_exposed": 0.25}
@@ -67,6 +69,25 @@ def test_a_resumed_log_keeps_the_steps_that_are_done_and_half_a_line_goes(tmp_pa
     JsonLines(path, 2).log({"step": 3, "again": 1})
     lines = path.read_text(encoding="utf-8").splitlines()
     assert [json.loads(line) for line in lines] == [{"step": 1}, {"step": 2}, {"step": 3, "again": 1}]
+
+
+@pytest.mark.parametrize("cut", [JsonLines, _cut_log], ids=["loop", "fine-tuning"])
+def test_a_log_that_cannot_be_cut_is_left_as_it_was(
+    cut: Callable[[Path, int], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n', encoding="utf-8")
+
+    def killed(*paths: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(trackers.os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            cut(path, 1)
+    assert path.read_text(encoding="utf-8") == '{"step": 1}\n{"step": 2}\n'
+    cut(path, 1)
+    assert path.read_text(encoding="utf-8") == '{"step": 1}\n'
 
 
 def test_the_bar_shows_on_a_terminal_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,6 +148,19 @@ def test_tensorboard_gets_scalars(tmp_path: Path) -> None:
     tracker.close()
     events = EventAccumulator(str(tmp_path / "runs")).Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(3, 0.125)]
+
+
+@pytest.mark.skipif(not installed("tensorboard"), reason="needs tensorboard")
+def test_a_resumed_run_has_each_step_once_in_tensorboard(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for done, steps in ((0, (1, 2, 3)), (2, (3, 4))):
+        with RunReports(tmp_path, ["tensorboard"], 4, done) as reports:
+            for step in steps:
+                reports.log({"step": float(step), "loss": step + 0.5 * done})
+    events = EventAccumulator(str(tmp_path / "runs")).Reload()
+    found = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert found == [(1, 1.0), (2, 2.0), (3, 4.0), (4, 5.0)]
 
 
 def test_a_tracker_that_is_not_known_is_named() -> None:

@@ -5,10 +5,15 @@ import pytest
 
 import fastreward.rewards.reference_reward as reference_reward
 from fastreward.errors import InputError
+from fastreward.profiling import Timeline
 from fastreward.rewards import SemanticReward
 from fastreward.rewards.answer import AnswerCounts, AnswerReward
 from fastreward.rewards.base import Reward, RewardCounts, TextReward, is_missing, several
+from fastreward.rewards.combine import CombinedReward
+from fastreward.rewards.components import columns_read
 from fastreward.rewards.format import FormatReward
+from fastreward.rewards.guards import ContrastReward, PromptCopyReward
+from fastreward.rewards.shaping import Power, Shaped
 from fastreward.rewards.surface import LengthReward
 
 
@@ -117,3 +122,36 @@ def test_what_a_column_holds_for_one_sample_is_one_thing_or_several():
     assert several(np.array("text")) == ["text"]
     assert several(np.array([1, 2])) == [1, 2]
     assert several({"a": 1}) == [{"a": 1}]
+
+
+REFERENCE = {"explanation": "reference"}
+
+
+@pytest.mark.parametrize(
+    ("reward", "columns"),
+    [
+        (SemanticReward("some/encoder", reference="explanation"), REFERENCE),
+        (FormatReward(), {}),
+        (AnswerReward("letter"), {"letter": "answer"}),
+        (AnswerReward("letter", options="choices"), {"letter": "answer", "choices": "options"}),
+        (PromptCopyReward(reference="explanation"), {"prompts": "prompt"}),
+        (PromptCopyReward(prompt="question"), {"question": "prompt"}),
+        (
+            PromptCopyReward(allowed="reference", reference="explanation"),
+            {"prompts": "prompt", "explanation": "reference"},
+        ),
+        (Shaped(LengthReward("explanation"), Power(2)), REFERENCE),
+        (Timeline().wrap(Shaped(LengthReward("explanation"), Power(2))), REFERENCE),
+        (CombinedReward([AnswerReward("why"), Shaped(LengthReward("why"), Power(2))]), {"why": "answer"}),
+        (CombinedReward([Timeline().wrap(LengthReward("explanation")), by_length]), REFERENCE),
+        (by_length, {}),
+        (Timeline().wrap(by_length), {}),
+    ],
+)
+def test_a_reward_names_the_columns_that_it_reads_and_one_of_ones_own_none(reward, columns):
+    assert columns_read(reward) == columns
+
+
+def test_only_what_compares_completions_does_not_judge_each_by_itself():
+    assert not ContrastReward().judges_alone
+    assert all(one.judges_alone for one in (PromptCopyReward(), AnswerReward(), SemanticReward()))

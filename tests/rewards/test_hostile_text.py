@@ -8,7 +8,7 @@ import re
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -29,6 +29,7 @@ from fastreward.rewards.words import words
 from fastreward.scorer import Scorer
 
 REFERENCE = "The heart pumps blood through the vessels of the body."
+REFERENCES = (REFERENCE, "Insulin lowers the sugar in the blood.")
 OPTIONS = ["the heart", "1,234", "a lung", "E. coli", "none"]
 LARGE = 2**16
 MEGABYTE = 10**6
@@ -154,13 +155,13 @@ def reward(request: pytest.FixtureRequest, scorer: Scorer) -> Reward:
     return MAKERS[request.param](scorer)
 
 
-def score(reward: Reward, texts: list[str]) -> list[float | None]:
-    """Score texts with every column that any of the rewards reads."""
+def score(reward: Reward, texts: list[str], references: Sequence[str] = (REFERENCE,)) -> list[float | None]:
+    """Score texts with every column that any of the rewards reads; references are taken in turn."""
     count = len(texts)
     return reward(
         prompts=["Why?"] * count,
         completions=texts,
-        reference=[REFERENCE] * count,
+        reference=[references[i % len(references)] for i in range(count)],
         letter=["B"] * count,
         number=[1234.5] * count,
         options=[OPTIONS] * count,
@@ -196,6 +197,8 @@ def test_no_text_makes_a_reward_raise_or_give_anything_but_a_number(reward, text
     assert all(value is None or -1 - 1e-6 <= value <= 1 + 1e-6 for value in values)
 
 
+# ContrastReward is held against the others' references, and so depends on the batch by its nature.
+@pytest.mark.parametrize("reward", [name for name in MAKERS if name != "contrast"], indirect=True)
 @settings(deadline=None, max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(texts=st.lists(HOSTILE, min_size=2, max_size=4), seed=st.integers(0, 99))
 def test_a_reward_does_not_depend_on_the_rest_of_the_batch(reward, texts, seed):
@@ -281,26 +284,26 @@ TEXTS = [mixed(200, seed) for seed in range(12)] + ["<answer>B</answer>", "The a
     "copied", [copy.copy, copy.deepcopy, lambda reward: pickle.loads(pickle.dumps(reward))]
 )
 def test_a_copy_gives_the_same_and_starts_its_own_counts(reward, copied):
-    expected = score(reward, TEXTS)
+    expected = score(reward, TEXTS, REFERENCES)
     twin = copied(reward)
     assert twin.__name__ == reward.__name__
     if not hasattr(reward, "counts"):  # its parts count, whose own lines are above
-        assert score(twin, TEXTS) == expected
+        assert score(twin, TEXTS, REFERENCES) == expected
         return
     assert twin.counts == type(reward.counts)()
-    assert score(twin, TEXTS) == expected
+    assert score(twin, TEXTS, REFERENCES) == expected
     assert twin.counts.samples == len(TEXTS)
     assert type(twin.counts) is type(reward.counts)
 
 
 def test_eight_threads_at_once_give_what_one_gives(reward):
-    expected = score(reward, TEXTS)
+    expected = score(reward, TEXTS, REFERENCES)
     before = getattr(reward, "counts", None)
     start = threading.Barrier(8)
 
     def run(_: int) -> list[float | None]:
         start.wait()
-        return score(reward, TEXTS)
+        return score(reward, TEXTS, REFERENCES)
 
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(run, range(8))) == [expected] * 8

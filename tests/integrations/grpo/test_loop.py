@@ -21,13 +21,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastreward import AnswerReward, FormatReward, RougeLReward, Scorer, SemanticReward
+from fastreward import AnswerReward, FormatReward, PromptCopyReward, RougeLReward, Scorer, SemanticReward
 from fastreward.errors import BackendUnavailableError, InputError, NonFiniteError
 from fastreward.integrations.checkpoints import Checkpoints
 from fastreward.integrations.grpo import GRPO, LoopConfig, load_config
 from fastreward.profiling import Timeline
 from fastreward.rewards.combine import CombinedReward
 from fastreward.rewards.completion import completion_text
+from fastreward.rewards.shaping import Power, Shaped
 
 TRL_RUN = Path(__file__).resolve().parents[1] / "trl_run.py"
 Make = Callable[..., GRPO]
@@ -58,8 +59,9 @@ def log_of(trainer: GRPO) -> list[dict[str, float]]:
 # --------------------------------------------------------------------------- a step
 
 
+@pytest.mark.parametrize("aggregation", ["sum_then_normalize", "normalize_then_sum"])
 def test_a_step_logs_what_trl_logs_for_the_same_completions(
-    make: Make, run: ModuleType, tokenizer: Any, tmp_path: Path
+    make: Make, run: ModuleType, tokenizer: Any, tmp_path: Path, aggregation: Any
 ) -> None:
     pytest.importorskip("trl", reason="needs the extra trl")
     from trl import GRPOConfig, GRPOTrainer
@@ -71,7 +73,7 @@ def test_a_step_logs_what_trl_logs_for_the_same_completions(
         return run.odd_words(completions)
 
     rewards = [recorded, run.brevity_reward]
-    combined = CombinedReward(rewards, weights=[1.0, 0.5])
+    combined = CombinedReward(rewards, weights=[1.0, 0.5], aggregation=aggregation)
     ours = make(combined, shuffle=False, loss_type="grpo", micro_batch_size=6)
     metrics = ours.step(0)
 
@@ -82,6 +84,7 @@ def test_a_step_logs_what_trl_logs_for_the_same_completions(
         return {"prompt_ids": prompt_ids, "completion_ids": ids, "logprobs": [[0.0] * len(i) for i in ids]}
 
     options = run.group_settings(tmp_path, max_completion_length=8, per_device_train_batch_size=12)
+    options |= {"multi_objective_aggregation": aggregation}
     trainer = GRPOTrainer(
         run.make_model(tokenizer),
         reward_funcs=[run.odd_words, run.brevity_reward],
@@ -219,6 +222,36 @@ def test_normalize_then_sum_is_used_where_the_combination_asks_for_it(make: Make
     plain = update(make(CombinedReward(rewards)))
     other = update(make(CombinedReward(rewards, aggregation="normalize_then_sum")))
     assert (plain - other).abs().max() > 1e-4
+
+
+def brief(completions: list[str], **columns: Any) -> list[float]:
+    return [1 / (1 + len(text)) for text in completions]
+
+
+@pytest.mark.parametrize("num_generations", [None, 4])
+def test_with_gdpo_what_is_logged_and_evaluated_is_the_weighted_sum(
+    make: Make, run: ModuleType, num_generations: int | None
+) -> None:
+    options: dict[str, Any] = {"aggregation": "normalize_then_sum", "num_generations": num_generations}
+    inner = CombinedReward([brief], **options, name="inner")
+    combined = CombinedReward([run.odd_words, brief, inner], weights=[1.0, 0.5, 0.0], **options)
+    # Five rows to evaluate with are no whole groups of four.
+    trainer = make(combined, eval_dataset=list(run.make_dataset())[:5])
+    for prefix, metrics in (("", trainer.step(0)), ("eval_", trainer.evaluate())):
+        odd, short = (metrics[f"{prefix}rewards/{name}/mean"] for name in ("odd_words", "brief"))
+        assert odd > 0.1
+        assert metrics[f"{prefix}reward"] == pytest.approx(odd + 0.5 * short)
+        assert metrics[f"{prefix}reward_std"] > 0.01
+    # A combination within the other one has no groups either.
+    assert metrics["eval_rewards/inner/mean"] == pytest.approx(metrics["eval_rewards/brief/mean"])
+
+
+def test_the_latest_scores_are_those_of_the_callers_own_combination(make: Make, run: ModuleType) -> None:
+    combined = CombinedReward([run.odd_words, brief])
+    metrics = make(combined, eval_dataset=list(run.make_dataset())[:5]).step(0)
+    assert combined.last is not None
+    assert combined.last.components.shape == (12, 2)
+    assert float(combined.last.total.mean()) == pytest.approx(metrics["reward"])
 
 
 # --------------------------------------------------------------------------- hiding the reward
@@ -471,6 +504,31 @@ def test_a_resumed_run_ends_in_the_weights_of_one_that_never_stopped(
     assert len(list((tmp_path / "killed").glob("checkpoint-*"))) == 2
 
 
+def test_with_an_encoder_that_is_batch_invariant_a_resumed_run_is_the_same_over_two_epochs(
+    make: Make, run: ModuleType, minilm_folder: Path, tmp_path: Path
+) -> None:
+    def trainer(folder: str) -> GRPO:
+        # A scorer of its own each time: the resumed run has encoded no reference of the first epoch.
+        options: dict[str, Any] = {"device": "cpu", "dtype": "float32", "num_layers": 1}
+        scorer = Scorer(minilm_folder, batch_invariant=True, **options)
+        reward, rows = SemanticReward(scorer, reference="explanation"), list(run.make_dataset())[:6]
+        where = str(tmp_path / folder)
+        return make(reward, dataset=rows, max_steps=4, save_steps=3, output_dir=where)
+
+    def dies(metrics: Any) -> None:
+        if metrics["step"] == 4:
+            raise KeyboardInterrupt
+
+    whole, broken, resumed = trainer("whole"), trainer("killed"), trainer("killed")
+    whole.train()
+    broken._report = dies
+    with pytest.raises(KeyboardInterrupt):
+        broken.train()
+    resumed.train(resume=True)
+    assert log_of(resumed)[-1]["epoch"] == 2
+    assert weights(resumed).equal(weights(whole))
+
+
 KILLED = """
 import importlib.util, sys
 spec = importlib.util.spec_from_file_location("trl_run", sys.argv[1])
@@ -520,6 +578,14 @@ def resumed_to(trainer: GRPO, steps: int) -> int:
     for step in range(trainer._restored(checkpoints.load(trainer.model)), steps):
         trainer.step(step)
     return steps
+
+
+def test_checkpoints_are_sorted_by_number_however_many_digits_it_has(tmp_path: Path) -> None:
+    names = ["checkpoint-1000000", "checkpoint-000002", "checkpoint-999999"]
+    for name in [*names, "checkpoint-1000001.partial", "checkpoint-best"]:
+        (tmp_path / name).mkdir()
+    found = [path.name for path in Checkpoints(tmp_path, 2, {}).all()]
+    assert found == ["checkpoint-000002", "checkpoint-999999", "checkpoint-1000000"]
 
 
 # --------------------------------------------------------------------------- what is refused
@@ -665,3 +731,29 @@ def test_a_row_without_what_its_completions_are_judged_by_is_named(make: Make, e
             make(rewards, dataset=broken)
     with pytest.raises(InputError, match="a column 'explanation' in row 0"):
         make(rewards, dataset=[{"prompt": "a b", "answer": "4"}])
+
+
+@pytest.mark.parametrize(
+    ("reward", "column"),
+    [
+        (AnswerReward("answer", options="choices"), "choices"),
+        (PromptCopyReward(prompt="question"), "question"),
+        (PromptCopyReward(allowed="reference", reference="explanation"), "explanation"),
+        (Shaped(RougeLReward("explanation"), Power(2)), "explanation"),
+        (Timeline().wrap(Shaped(RougeLReward("explanation"), Power(2))), "explanation"),
+    ],
+    ids=["options", "prompt", "reference of a prompt", "shaped", "watched"],
+)
+def test_a_column_that_a_reward_reads_is_missed_before_training(make: Make, reward: Any, column: str) -> None:
+    row = {"prompt": "a b", "answer": "B", "choices": ["x", "y"], "question": "a?", "explanation": "because"}
+    make(reward, dataset=[row])
+    with pytest.raises(InputError, match=f"a column '{column}' in row 0"):
+        make(reward, dataset=[{name: value for name, value in row.items() if name != column}])
+
+
+def test_what_a_reward_does_not_read_is_not_asked_for(make: Make) -> None:
+    make(PromptCopyReward(), dataset=[{"prompt": "a b"}])
+    rows = [{"prompt": "a b", "answer": "B", "choices": choices} for choices in (["x", "y"], None)]
+    make(AnswerReward("answer", options="choices"), dataset=rows)
+    with pytest.raises(InputError, match="read the column 'prompts', got one that reads 'prompt'"):
+        make(PromptCopyReward(prompt="prompt"), dataset=[{"prompt": "a b"}])

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fastreward import FormatReward, RepetitionReward, Scorer, SemanticReward
+from fastreward import ContrastReward, FormatReward, RepetitionReward, Scorer, SemanticReward
 from fastreward.integrations.grpo import GRPO
 from fastreward.profiling import Timeline
 from fastreward.rewards.base import TextReward
@@ -61,8 +61,10 @@ def test_scores_weights_and_metrics_are_those_of_scoring_at_the_end(
 
     def trained(early: bool) -> tuple[GRPO, list[dict[str, float]]]:
         semantic = SemanticReward(scorer, reference="explanation")
-        parts = [semantic, FormatReward(), Watched(), whole_batch]
-        reward = CombinedReward(parts, gates={"semantic_reward": "watched"}, weights=[1.0, 0.5, 1.0, 0.25])
+        contrast = ContrastReward(scorer, reference="explanation")
+        parts = [semantic, FormatReward(), Watched(), whole_batch, contrast]
+        weights = [1.0, 0.5, 1.0, 0.25, 0.5]
+        reward = CombinedReward(parts, gates={"semantic_reward": "watched"}, weights=weights)
         options: dict[str, Any] = {"score_while_generating": early, "max_completion_length": 24}
         trainer = make(reward, model=copy.deepcopy(policy), **options)
         return trainer, [trainer.step(number) for number in range(2)]

@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ import yaml
 from fastreward import rewards as library
 from fastreward.encoders.checkpoint import DEFAULT_ENCODER, is_packaged
 from fastreward.errors import InputError
+from fastreward.integrations import run_config
 from fastreward.integrations.grpo import LoopConfig
 from fastreward.integrations.pipeline import load_policy, make_reward, make_scorer, train_grpo
 from fastreward.integrations.pipeline.rewards import REWARDS
@@ -79,6 +80,22 @@ def test_every_reward_has_a_name_and_can_be_made() -> None:
     assert classes - set(REWARDS.values()) == {"Reward", "CombinedReward", "JudgeReward"}
     plan = make_reward(dict.fromkeys(REWARDS))
     assert len(plan.reward.names) == len(REWARDS)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "columns"),
+    [
+        ({"answer": {"options": "choices"}}, {"answer": "answer", "choices": "options"}),
+        ({"prompt_copy": {"prompt": "question"}}, {"question": "prompt"}),
+        ({"prompt_copy": 1}, {}),
+        ({"prompt_copy": {"allowed": "reference"}}, {"explanation": "reference"}),
+        ({"answer": {"answer": "why"}, "length": {"reference": "why"}}, {"why": "answer"}),
+    ],
+)
+def test_the_columns_of_rewards_are_those_that_they_read(
+    rewards: dict[str, Any], columns: dict[str, str]
+) -> None:
+    assert make_reward(rewards).columns == columns
 
 
 def test_a_gate_may_have_a_threshold() -> None:
@@ -204,6 +221,52 @@ def test_a_stage_goes_on_with_the_data_and_rewards_with_which_it_began(
     with pytest.raises(InputError, match=r"a folder without a run, got .* with checkpoints"):
         run_stage(stage, replace(file, model="no-such/model"))  # which is not even looked for
     assert run_stage(stage, replace(file, device=None), resume=True) == folder
+
+
+def test_room_for_the_model_and_room_for_its_checkpoints_are_not_the_same_room(
+    tmp_path: Path,
+    run: ModuleType,
+    tokenizer: Any,
+    rows: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("peft", reason="needs the extra trl")
+    model = run.make_model(tokenizer)
+    free = sum(weight.nbytes for weight in model.parameters()) + 1  # checkpoints of an adapter are small
+    monkeypatch.setattr(run_config.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
+    small: dict[str, Any] = {"num_prompts": 2, "num_generations": 2, "max_completion_length": 8}
+    config = LoopConfig(output_dir=str(tmp_path), max_steps=1, lora_rank=2, **small)
+
+    def never(completions: list[str], **columns: Any) -> list[float]:
+        pytest.fail("it was run")
+
+    with pytest.raises(InputError, match="GB free in"):
+        train_grpo(model, tokenizer, rows, never, config, report=lambda metrics: None)
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_encoder
+def test_with_gdpo_a_stage_evaluates_by_the_weighted_sum(
+    tmp_path: Path, run: ModuleType, tokenizer: Any
+) -> None:
+    for part in (run.make_model(tokenizer), tokenizer):
+        part.save_pretrained(tmp_path / "tiny")
+    small = {"num_prompts": 1, "num_generations": 2, "max_completion_length": 4, "report_to": []}
+    file = GRPOFile(
+        model=str(tmp_path / "tiny"),
+        device="cpu",
+        data="exams:train?count=4&languages=en",
+        eval_data="exams:held_out_numbers?count=3&languages=en",
+        rewards={"format": 1.0, "length": {"weight": 0.5, "unit": "characters", "extract": None}},
+        aggregation="normalize_then_sum",
+        loop=small | {"output_dir": str(tmp_path / "run"), "max_steps": 1, "eval_steps": 1},
+    )
+    folder = run_stage("grpo", file)
+    logged = json.loads((folder / "log.jsonl").read_text(encoding="utf-8"))
+    for prefix in ("", "eval_"):
+        form, length = (logged[f"{prefix}rewards/{name}_reward/mean"] for name in ("format", "length"))
+        assert logged[f"{prefix}reward"] == pytest.approx(form + 0.5 * length)
+        assert length > 0.01
 
 
 # --------------------------------------------------------------------------- recipes

@@ -11,7 +11,8 @@
 
 Each runs in a process of its own, with the same texts and threads, and they take turns with ours. A peer's
 clock runs inside its process. All batch sizes of a peer are tried first and its fastest is taken, but for
-sentence-transformers at its defaults, which is the usual way.
+sentence-transformers at its defaults, which is the usual way. What is calibrated is so on the same texts on
+both sides. Without that environment ours are timed alone, and what is asked beside a peer is left out.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ from benchmarks.measure import (
     write_results,
 )
 from fastreward import Scorer
+from fastreward.batching import MAX_BATCH_TOKENS
 from fastreward.encoders.base import Encoder
 from fastreward.encoders.checkpoint import DEFAULT_ENCODER, load_checkpoint
 
@@ -117,7 +119,7 @@ class Peer:
         name: One of `PEERS`.
         venv: The peers' environment.
         work: Where it keeps converted models.
-        texts: To calibrate and to tune on.
+        texts: To calibrate on, all of them, and to tune on, the first `TUNING_TEXTS`.
 
     Raises:
         GateError: If it cannot run.
@@ -138,7 +140,7 @@ class Peer:
             text=True,
             env={**os.environ, **offline, "OMP_NUM_THREADS": str(threads)},
         )
-        answer = self._ask({"load": list(texts)})
+        answer = self._ask({"load": list(texts), "tune": list(texts[:TUNING_TEXTS])})
         self.versions: dict[str, str] = answer["loaded"]
         self.batch_size: int = answer["batch_size"]
 
@@ -182,13 +184,18 @@ def peers(
     names: Sequence[str], venv: Path, texts: Sequence[str], say: Callable[[str], None]
 ) -> Iterator[dict[str, Peer]]:
     """The peers that run here, by name; of the others it is said why they do not."""
+    if not (venv / "bin" / "python").exists():
+        missing = "; ".join(names)
+        say(f"no environment at {venv}, `make peers` makes one. Not compared with: {missing}")
+        yield {}
+        return
     with ExitStack() as stack:
         work = venv / "models"
         work.mkdir(exist_ok=True)
         running = {}
         for name in names:
             try:
-                running[name] = peer = Peer(name, venv, work, texts[:TUNING_TEXTS])
+                running[name] = peer = Peer(name, venv, work, texts)
             except GateError as error:
                 say(str(error))
                 continue
@@ -198,8 +205,18 @@ def peers(
 
 
 def new_scorer(encoder: Encoder) -> Scorer:
-    """A scorer on an encoder that is there already, which knows no text and no reference yet."""
-    scorer = Scorer(DEFAULT_ENCODER, device="cpu", dtype=encoder.dtype, recent_bytes=0, progress=False)
+    """A scorer on an encoder that is there already, which knows no text and no reference yet.
+
+    Its batches are as large as they are in a scorer that builds this encoder itself.
+    """
+    scorer = Scorer(
+        DEFAULT_ENCODER,
+        device="cpu",
+        dtype=encoder.dtype,
+        max_batch_tokens=getattr(encoder, "batch_tokens", MAX_BATCH_TOKENS["cpu"]),
+        recent_bytes=0,
+        progress=False,
+    )
     scorer._engine.encoder = encoder
     return scorer
 
@@ -345,16 +362,17 @@ def _no_pair(*_: object) -> Pair:
 
 
 def step_variants(bench: Bench, ways: Sequence[Way]) -> dict[str, Prepare]:
-    """The steps to time: our fastest ways of either kind, cold and warm, and the usual way."""
+    """The steps to time: our fastest ways of either kind, cold and warm, and the usual; none without that."""
     variants: dict[str, Prepare] = {}
+    if USUAL not in bench.peers:
+        return variants
     for kind in (False, True):
         chosen = [way for way in ways if way.own and way.int8 == kind and (kind or way.equal)]
         for way in chosen[:1]:
             for cold in (True, False):
                 name = f"{way.name}, {'cold' if cold else 'warm'}"
                 variants[name] = bench.step(way.name, cold=cold)
-    if USUAL in bench.peers:
-        variants[USUAL] = bench.usual_step()
+    variants[USUAL] = bench.usual_step()
     return variants
 
 
@@ -402,14 +420,14 @@ def asked_table(rows: Sequence[Measured]) -> Table:
 
 
 @pytest.fixture(scope="module")
-def bench(quick: bool) -> Iterator[Bench]:
-    if not PEERS_VENV.exists():
-        pytest.skip("no environment of the peers; this file's first lines say how to make it")
+def bench(quick: bool, show: Callable[[Table], None]) -> Iterator[Bench]:
     groups, calibrating = scored_and_calibrating(None, 4 if quick else GROUPS)
     names = (USUAL,) if quick else PEERS
     with tempfile.TemporaryDirectory() as exports:
         encoders = own_encoders(load_checkpoint(DEFAULT_ENCODER), calibrating, Path(exports))
-    with peers(names, PEERS_VENV, calibrating, lambda line: None) as running:
+    said = Table("the peers on a CPU")
+    show(said)
+    with peers(names, PEERS_VENV, calibrating, said.add_row) as running:
         yield Bench(groups, encoders, running)
 
 
@@ -424,7 +442,8 @@ def test_cpu(
     steps = interleaved(step_variants(bench, ways), Clock(), rounds=rounds)
     rows = comparisons(bench, ways, steps)
     show(ways_table(bench, ways, "embedding on a CPU"))
-    show(asked_table(rows))
+    if rows:
+        show(asked_table(rows))
     benchmark.extra_info["ways"] = [way_json(bench, way) for way in ways]
     benchmark.extra_info["rows"] = [row.as_json() for row in rows]
 
@@ -444,7 +463,7 @@ def way_json(bench: Bench, way: Way) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the tables: 0 when all is measured, 1 when nothing could be."""
+    """Print the tables: 0 when it is done, with the peers that are there."""
     parser = argparse.ArgumentParser(prog="bench_cpu.py", description="Embedding on a CPU, beside the peers.")
     parser.add_argument("--texts", type=Path, help="references; default: the graded explanations")
     parser.add_argument("--groups", type=int, default=GROUPS, help=f"of eight (default: {GROUPS})")
@@ -459,9 +478,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     groups, calibrating = scored_and_calibrating(options.texts, 4 if options.quick else options.groups)
     with tempfile.TemporaryDirectory() as exports:
         encoders = own_encoders(load_checkpoint(DEFAULT_ENCODER), calibrating, Path(exports))
-    if not (options.peers / "bin" / "python").exists():
-        print(f"no environment of the peers at {options.peers}; see this file's first lines", file=sys.stderr)
-        return 1
     chosen = options.only or PEERS
     with peers(chosen, options.peers, calibrating, console.print) as running:
         bench = Bench(groups, encoders, running)
@@ -470,7 +486,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(ways_table(bench, ways, f"embedding on {source['device']}"))
         steps = interleaved(step_variants(bench, ways), Clock(), rounds=rounds)
         rows = comparisons(bench, ways, steps)
-        console.print(asked_table(rows))
+        if rows:
+            console.print(asked_table(rows))
         versions = next((peer.versions for peer in running.values()), {})
     if options.out is not None:
         name = "graded explanations" if options.texts is None else options.texts.name

@@ -210,6 +210,7 @@ def resolve_encoder(
     dtype: str | torch.dtype | None = None,
     *,
     packed_because: str | None = None,
+    calibrated: bool = False,
 ) -> str:
     """Choose the encoder back-end for `device`: the one that is named, or the fastest that can run.
 
@@ -218,6 +219,7 @@ def resolve_encoder(
         device: Where the encoder is to run.
         dtype: The precision that is asked for; a back-end without it is passed over.
         packed_because: An option that the packed encoder alone has, if one is asked for.
+        calibrated: Whether there is a calibration for int8, which OpenVINO alone takes and cannot do without.
 
     Raises:
         InputError: If `requested` is not among `ENCODER_BACKENDS`, or lacks an option.
@@ -228,12 +230,11 @@ def resolve_encoder(
         >>> resolve_encoder("packed", cpu), resolve_encoder(None, cpu, packed_because="num_layers=3")
         ('packed', 'packed')
     """
+    other_way = "backend=None"
     if requested is None:
-        if device.type == "cuda" or packed_because is not None:
-            return "packed"
-        wanted = None if dtype is None else _dtype_called(dtype)
-        names = (name for name in CPU_ORDER if wanted is None or dtype_name(wanted) in CPU_DTYPES[name])
-        return next((name for name in names if availability(name).usable), "packed")
+        if not calibrated or packed_because is not None:
+            return _first_choice(device, dtype, packed_because)
+        requested, other_way = "openvino", "calibration=None"
     if requested not in ENCODER_BACKENDS:
         raise InputError(
             f"an encoder back-end among {', '.join(ENCODER_BACKENDS)} for {device}",
@@ -247,13 +248,24 @@ def resolve_encoder(
     state = availability(requested)
     if not state.usable:
         raise BackendUnavailableError(
-            f"the encoder back-end {requested}", state.detail, "Install it, or pass backend=None to choose."
+            f"the encoder back-end {requested}", state.detail, f"Install it, or pass {other_way}."
         )
     if device.type == "cuda" and requested not in CUDA_DTYPES:
         raise BackendUnavailableError(
-            f"the encoder back-end {requested} on a CPU", str(device), "Pass device='cpu', or backend=None."
+            f"the encoder back-end {requested} on a CPU", str(device), f"Pass device='cpu', or {other_way}."
         )
     return requested
+
+
+def _first_choice(device: torch.device, dtype: str | torch.dtype | None, packed_because: str | None) -> str:
+    """The fastest back-end that has a precision and can run, where none is named and nothing calibrated."""
+    if device.type == "cuda" or packed_because is not None:
+        return "packed"
+    wanted = None if dtype is None else dtype_name(_dtype_called(dtype))
+    names = [name for name in CPU_ORDER if wanted is None or wanted in CPU_DTYPES[name]]
+    if wanted == "int8":  # OpenVINO's wants a calibration: it is left to say so where nothing else has it
+        names.sort(key=lambda name: name == "openvino")
+    return next((name for name in names if availability(name).usable), "packed")
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:

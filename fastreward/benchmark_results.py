@@ -68,6 +68,18 @@ class Result:
     spearman: float | None = None
     detail: str = ""
 
+    def add(self, step_s: float, *calls_s: float) -> None:
+        """Add a round: a step and, where they were timed, one text and `GROUP` texts."""
+        for known, seconds in zip((self.single_s, self.group_s), calls_s, strict=False):
+            known.append(seconds)
+        self.step_s.append(step_s)  # last: Ctrl-C may come in between, and what has steps has the others too
+
+    def fail(self, error: Exception) -> None:
+        """Say why it is not timed; what it took before is forgotten, for it is none to recommend."""
+        self.detail = str(error)
+        for known in (self.step_s, self.single_s, self.group_s):
+            known.clear()
+
     def texts_per_s(self, texts: int, quantile: float = 0.5) -> float | None:
         """Texts a second of a whole step, at a quantile of its seconds; None if no step was timed."""
         return texts / float(np.quantile(self.step_s, quantile)) if self.step_s else None

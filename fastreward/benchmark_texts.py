@@ -43,8 +43,8 @@ class Texts:
         return self.rows(range(min(count, len(self.completions))))
 
     def halves(self) -> tuple[Texts, Texts]:
-        """Every other group, or every other text where there are no groups, and the rest."""
-        numbers = self.groups or tuple(range(len(self.completions)))
+        """Every other group, or every other text where there are fewer than two groups, and the rest."""
+        numbers = self.groups if len(set(self.groups)) > 1 else tuple(range(len(self.completions)))
         order = {number: place for place, number in enumerate(dict.fromkeys(numbers))}
         first, second = (
             self.rows([row for row, number in enumerate(numbers) if order[number] % 2 == half])

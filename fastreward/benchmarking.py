@@ -19,17 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastreward.backends import (
-    CPU_DTYPES,
-    ENCODER_BACKENDS,
-    availability,
-    native_bf16,
-    resolve_device,
-)
+from fastreward.backends import ENCODER_BACKENDS, availability, resolve_device
 from fastreward.benchmark_results import JUDGED_ROUNDS, Outcome, Result, Variant, default_variant
 from fastreward.benchmark_texts import GROUP, STEP, Texts
 from fastreward.encoders.checkpoint import DEFAULT_ENCODER
 from fastreward.errors import FastRewardError
+from fastreward.measurement import precisions
 from fastreward.scorer import Scorer
 
 BATCH_TOKENS: Final[Mapping[str, Sequence[int]]] = {
@@ -96,7 +91,8 @@ class Run:
         """Do all of it; Ctrl-C ends it early, with what there is.
 
         Raises:
-            FastRewardError: If the packed back-end, which all are compared with, cannot load the encoder.
+            FastRewardError: If the packed back-end, which all are compared with, cannot load the encoder, or
+                no back-end can score the texts.
         """
         try:
             self._load_all()
@@ -144,6 +140,11 @@ class Run:
                 result.detail = str(error)
             else:
                 self._scorers[variant] = scorer
+        if not speeds:
+            reasons = "; ".join(f"{result.variant}: {result.detail}" for result in self.outcome.results)
+            raise FastRewardError(
+                "a back-end that scores the texts", reasons, "`fastreward doctor` says what is missing."
+            )
         affordable = ROUND_SHARE * self._seconds / sum(1 / speed for speed in speeds) - GROUP
         count = max(GROUP, min(STEP, int(affordable) // GROUP * GROUP))
         self._step = self._texts.first(count)
@@ -157,15 +158,15 @@ class Run:
         wanted = self._int8 and self._calibration is None and self._scratch is not None
         if not wanted or self._device.type != "cpu" or not availability("openvino").usable:
             return self._texts
+        from fastreward.configuration import tokenizer_of
         from fastreward.encoders.checkpoint import load_checkpoint
         from fastreward.encoders.openvino import calibrate_int8
-        from fastreward.tokenization import Tokenizer
 
         self._tell("openvino int8: calibrating on half of the texts")
         seen, unseen = self._texts.halves()
         checkpoint = load_checkpoint(self._encoder)
-        tokenizer = Tokenizer.from_file(checkpoint.tokenizer_file, max_length=checkpoint.max_seq_length)
-        found = calibrate_int8(checkpoint, tokenizer(list(seen.first(128).completions)))
+        texts_seen = list(seen.first(128).completions)
+        found = calibrate_int8(checkpoint, tokenizer_of(checkpoint)(texts_seen))
         self._calibration = str(found.save(f"{self._scratch}/calibration.npz"))
         self.outcome.judged_on = "the half of the texts that int8 was not calibrated on"
         return unseen
@@ -189,12 +190,25 @@ class Run:
     def _take_turns(self) -> None:
         results = {r.variant: r for r in self.outcome.results if r.variant in self._scorers}
         for round_ in self._rounds(TURNS_BY, LEAST_ROUNDS):
-            self._tell(f"round {round_ + 1}: {len(results)} back-ends and precisions")
+            self._tell(f"round {round_ + 1}: {len(self._scorers)} back-ends and precisions")
+            wanted = self._step, self._some(1, round_), self._some(GROUP, round_)
             for variant, result in _rotated(results.items(), round_):
-                score = partial(_score, self._scorers[variant])
-                result.step_s.append(_seconds(partial(score, self._step)))
-                result.single_s.append(_seconds(partial(score, self._some(1, round_))))
-                result.group_s.append(_seconds(partial(score, self._some(GROUP, round_))))
+                self._take_turn(self._scorers, variant, result, wanted)
+
+    @staticmethod
+    def _take_turn(
+        scorers: dict[Variant, Scorer], variant: Variant, result: Result, wanted: Sequence[Texts]
+    ) -> None:
+        """Time a variant on each of some texts; one that fails takes no further turn."""
+        if variant not in scorers:
+            return
+        try:
+            seconds = [_seconds(partial(_score, scorers[variant], texts)) for texts in wanted]
+        except (FastRewardError, RuntimeError) as error:  # as in `_load_all`: out of memory, for one
+            del scorers[variant]
+            result.fail(error)
+        else:
+            result.add(*seconds)
 
     def _some(self, count: int, place: int) -> Texts:
         """So many texts that stand beside each other, others in each round."""
@@ -219,11 +233,15 @@ class Run:
         self._tell(f"{base.variant}: sizes of batches")
         results = {base.variant: Result(base.variant)} | {variant: Result(variant) for variant in tried}
         scorers = {base.variant: self._scorers[base.variant]}
-        scorers |= {variant: self._new_scorer(variant) for variant in tried}
+        for variant in tried:
+            try:
+                scorers[variant] = self._new_scorer(variant)
+            except (FastRewardError, RuntimeError) as error:
+                results[variant].fail(error)
         self.outcome.batches[base.variant] = list(results.values())
         for round_ in self._rounds(1.0, JUDGED_ROUNDS):
             for variant, result in _rotated(results.items(), round_):
-                result.step_s.append(_seconds(partial(_score, scorers[variant], self._step)))
+                self._take_turn(scorers, variant, result, (self._step,))
 
 
 def variants(device: torch.device, *, int8: bool) -> list[Variant]:
@@ -233,17 +251,11 @@ def variants(device: torch.device, *, int8: bool) -> list[Variant]:
         >>> [str(variant) for variant in variants(torch.device("cpu"), int8=True)][-1]
         'onnx int8'
     """
-    names = [name for name in ENCODER_BACKENDS if device.type == "cpu" or name != "openvino"]
-    found = []
-    for backend in names:
-        dtypes = ["float32"]
-        if device.type == "cuda":
-            dtypes.append("float16")
-        if native_bf16(device) and (backend != "onnx" or device.type == "cuda"):
-            dtypes.append("bfloat16")
-        if int8 and device.type == "cpu" and "int8" in CPU_DTYPES[backend]:
-            dtypes.append("int8")
-        found += [Variant(backend, dtype) for dtype in dtypes]
+    found = [
+        Variant(backend, dtype)
+        for backend in ENCODER_BACKENDS
+        for dtype in precisions(backend, device, int8=int8)
+    ]
     own = default_variant(device)
     return sorted(found, key=lambda variant: variant != own)
 
@@ -269,15 +281,20 @@ def spearman_within(scores: Tensor, expected: Tensor, groups: Sequence[int]) -> 
     found = []
     for _, members in groupby(range(len(groups)), key=lambda row: groups[row]):
         rows = list(members)
-        ours, theirs = _ranks(scores[rows]), _ranks(expected[rows])
+        ours, theirs = average_ranks(scores[rows]), average_ranks(expected[rows])
         if len(rows) > 2 and ours.std() and theirs.std():
             found.append(float(np.corrcoef(ours, theirs)[0, 1]))
     return statistics.fmean(found) if found else None
 
 
-def _ranks(values: Tensor) -> NDArray[np.float64]:
-    """[N] → [N], from 1."""
-    _, place, counts = np.unique(values.numpy(), return_inverse=True, return_counts=True)
+def average_ranks(values: Tensor) -> NDArray[np.float64]:
+    """Ranks of [N] values, [N], from 1; equal ones share the mean of theirs.
+
+    Example:
+        >>> average_ranks(torch.tensor([0.3, 0.1, 0.3])).tolist()
+        [2.5, 1.0, 2.5]
+    """
+    _, place, counts = np.unique(values.double().cpu().numpy(), return_inverse=True, return_counts=True)
     last = counts.cumsum().astype(np.float64)
     ranks: NDArray[np.float64] = (last - (counts - 1) / 2)[place]
     return ranks

@@ -296,6 +296,9 @@ def calibrate(
         Path, typer.Argument(metavar="TEXTS", help="A file with a text like those to be scored on each line.")
     ],
     to: Annotated[Path, typer.Option(help="The file to write, NAME.npz.")],
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit on the hub.", show_default="main")
+    ] = None,
 ) -> None:
     """Measure what int8 on OpenVINO needs to know: `Scorer(backend="openvino", dtype="int8", calibration=…)`.
 
@@ -308,13 +311,12 @@ def calibrate(
     if not lines:
         raise InputError("a text on a line at least", f"none in {texts}", "Write some into it.")
 
+    from fastreward.configuration import tokenizer_of
     from fastreward.encoders.checkpoint import load_checkpoint
     from fastreward.encoders.openvino import calibrate_int8
-    from fastreward.tokenization import Tokenizer
 
-    checkpoint = load_checkpoint(encoder)
-    tokenizer = Tokenizer.from_file(checkpoint.tokenizer_file, max_length=checkpoint.max_seq_length)
-    calibration = calibrate_int8(checkpoint, tokenizer(lines))
+    checkpoint = load_checkpoint(encoder, revision=revision)
+    calibration = calibrate_int8(checkpoint, tokenizer_of(checkpoint)(lines))
     typer.echo(f"{calibration.save(to)}: {len(lines):,} texts, {calibration.num_tokens:,} tokens")
 
 

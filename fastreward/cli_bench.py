@@ -107,10 +107,11 @@ def _show(outcome: Outcome, source: str, encoder: str | None) -> None:
     for base in outcome.batches:
         console.print(_sizes(outcome, base))
     texts, tokens = outcome.step_texts, round(outcome.mean_tokens)
-    console.print(
-        f"Texts: {source}; a step has {texts}, of {tokens} tokens on average. {outcome.seconds:.0f} s."
-    )
-    console.print(f"Scores compared with fp32: {outcome.judged} of {outcome.judged_on}.")
+    # Ctrl-C may have come before either was known.
+    step = f"; a step has {texts}, of {tokens} tokens on average" if texts else ""
+    console.print(f"Texts: {source}{step}. {outcome.seconds:.0f} s.")
+    if outcome.judged:
+        console.print(f"Scores compared with fp32: {outcome.judged} of {outcome.judged_on}.")
     if outcome.left_out:
         console.print(f"Not reached, raise --seconds: {', '.join(outcome.left_out)}.")
     if outcome.interrupted:
@@ -154,8 +155,9 @@ def _sizes(outcome: Outcome, base: Variant) -> Any:
     table = RichTable("max_batch_tokens", title=f"{base}: sizes of batches")
     table.add_column("texts/s", justify="right")
     for result in outcome.batches[base]:
-        if result.step_s:
-            table.add_row(str(result.variant.max_batch_tokens or "its own"), _spread(outcome, result))
+        size = str(result.variant.max_batch_tokens or "its own")
+        if result.step_s or result.detail:
+            table.add_row(size, _spread(outcome, result) if result.step_s else result.detail)
     return table
 
 

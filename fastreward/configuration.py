@@ -8,10 +8,12 @@ from typing import Literal
 
 import torch
 
+from fastreward.backends import resolve_encoder
 from fastreward.encoders.checkpoint import Checkpoint
 from fastreward.errors import CheckpointError, InputError
 from fastreward.ops.pooled_cosine import POOLINGS, Pooling
 from fastreward.tokenization import Tokenizer
+from fastreward.word_cache import WORD_CACHE_BYTES
 
 LongTexts = Literal["truncate", "chunk"]
 
@@ -139,6 +141,22 @@ def check_devices(config: ScorerConfig, devices: Sequence[torch.device], backend
         )
 
 
+def encoder_backend(config: ScorerConfig, device: torch.device) -> str:
+    """Choose the encoder's back-end by what is asked for; see `resolve_encoder`.
+
+    Raises:
+        InputError: If what is asked for excludes each other.
+        BackendUnavailableError: If it cannot run on `device`.
+    """
+    return resolve_encoder(
+        config.backend,
+        device,
+        config.dtype,
+        packed_because=packed_option(config),
+        calibrated=config.calibration is not None,
+    )
+
+
 def packed_option(config: ScorerConfig) -> str | None:
     """Name an option that is asked for and that the packed encoder alone has; None where there is none."""
     asked = {
@@ -210,3 +228,38 @@ def prompt_text(config: ScorerConfig, checkpoint: Checkpoint) -> str:
             "Pass prompt='', or choose another encoder.",
         )
     return prompt
+
+
+def tokenizer_of(
+    checkpoint: Checkpoint,
+    *,
+    max_length: int | None = None,
+    prompt: str | None = None,
+    word_cache_bytes: int = WORD_CACHE_BYTES,
+) -> Tokenizer:
+    """Load the tokenizer of a checkpoint so that it gives the ids that a scorer's encoder gets.
+
+    Args:
+        checkpoint: Whose; texts are lower-cased where it says so.
+        max_length: Tokens of a text at most; None for the checkpoint's own number.
+        prompt: What is set before every text; None for the checkpoint's default, or for nothing where its
+            encoder leaves a prompt out of its pooling, for then `Scorer` takes none.
+        word_cache_bytes: As in `Scorer`.
+
+    Raises:
+        CheckpointError: If the file is missing or damaged.
+        InputError: If the special tokens leave no room for a text, or `word_cache_bytes` is negative.
+
+    Example:
+        >>> from fastreward.encoders.checkpoint import load_checkpoint
+        >>> tokenizer_of(load_checkpoint("sentence-transformers/all-MiniLM-L6-v2"))(["A cat"])
+        [[101, 1037, 4937, 102]]
+    """
+    default = checkpoint.default_prompt if checkpoint.pools_prompt else ""
+    return Tokenizer.from_file(
+        checkpoint.tokenizer_file,
+        max_length=checkpoint.max_seq_length if max_length is None else max_length,
+        prompt=default if prompt is None else prompt,
+        lowercase=checkpoint.lowercase,
+        word_cache_bytes=word_cache_bytes,
+    )

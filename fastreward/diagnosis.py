@@ -24,6 +24,7 @@ from fastreward.backends import (
     resolve_op,
 )
 from fastreward.encoders.checkpoint import DEFAULT_ENCODER, is_packaged
+from fastreward.encoders.cpus import quota_cores
 from fastreward.encoders.onnx_session import onnxruntime_diagnosis
 from fastreward.ops.attention import ATTENTION_BACKENDS, attention_availability, resolve_attention
 
@@ -106,6 +107,7 @@ def _devices() -> dict[str, dict[str, Any]]:
         "cpu": {
             "name": platform.processor() or platform.machine(),
             "cores": len(os.sched_getaffinity(0)),  # of this process, not of the machine
+            "quota": quota_cores(),  # of its control groups, in cores: PyTorch knows nothing of it
             "threads": torch.get_num_threads(),
             "native_bf16": native_bf16(torch.device("cpu")),
         }

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastreward.backends import resolve_device, resolve_dtype, resolve_encoder
+from fastreward.backends import resolve_device, resolve_dtype
 from fastreward.batching import MAX_BATCH_TOKENS, Batcher
 from fastreward.configuration import (
     ScorerConfig,
@@ -23,9 +23,10 @@ from fastreward.configuration import (
     check_config,
     check_devices,
     check_vocabulary,
+    encoder_backend,
     max_seq_length,
-    packed_option,
     prompt_text,
+    tokenizer_of,
 )
 from fastreward.cuda_streams import new_stream, on_stream
 from fastreward.encoders.base import Encoder
@@ -33,15 +34,14 @@ from fastreward.encoders.build import build_encoder
 from fastreward.encoders.checkpoint import load_checkpoint
 from fastreward.encoders.packed import PackedEncoder
 from fastreward.gate import Gate
-from fastreward.memory import Budget, activation_bytes, budget_within, held_bytes, warn_if_taken
+from fastreward.memory import Budget, activation_bytes, budget_within, held_bytes, rows_taken, warn_if_taken
 from fastreward.ops.pooled_cosine import pooled_embedding
-from fastreward.out_of_memory import Computed, DeviceMemoryError, first_line, in_order, no_room
+from fastreward.out_of_memory import Computed, DeviceMemoryError, first_line, in_order, no_room, with_room
 from fastreward.packing import PackedBatch, upload
 from fastreward.recent_vectors import RecentVectors
 from fastreward.reference_cache import ReferenceCache
 from fastreward.replicas import Compute, Replicas
 from fastreward.text_arguments import Text, ids_of
-from fastreward.tokenization import Tokenizer
 from fastreward.word_cache import TokenIds
 
 CPU: Final = torch.device("cpu")
@@ -59,23 +59,21 @@ class Engine:
         InputError: If an argument is not what it should be.
         BackendUnavailableError: If the back-end or device that is asked for cannot be had.
         CheckpointError: If the encoder's files are missing, damaged, or of an unsupported architecture.
+        DeviceMemoryError: If there is no room for the weights.
     """
 
     def __init__(self, config: ScorerConfig) -> None:
         check_config(config)
         devices = [resolve_device(device) for device in config.devices]
         self.device = devices[0]
-        self.backend = resolve_encoder(
-            config.backend, self.device, config.dtype, packed_because=packed_option(config)
-        )
+        self.backend = encoder_backend(config, self.device)
         check_devices(config, devices, self.backend)
         self.dtype = resolve_dtype(config.dtype, self.device, self.backend)
         self._checkpoint = load_checkpoint(config.encoder, revision=config.revision)
-        self.tokenizer = Tokenizer.from_file(
-            self._checkpoint.tokenizer_file,
+        self.tokenizer = tokenizer_of(
+            self._checkpoint,
             max_length=max_seq_length(config, self._checkpoint),
             prompt=prompt_text(config, self._checkpoint),
-            lowercase=self._checkpoint.lowercase,
             word_cache_bytes=config.word_cache_bytes,
         )
         self.vocab_size = check_vocabulary(self.tokenizer, self._checkpoint)
@@ -88,7 +86,7 @@ class Engine:
         tokens = config.max_batch_tokens or MAX_BATCH_TOKENS[self.device.type]
         self.batcher = Batcher(self.tokenizer, self.device, tokens, config.progress)
         self.replicas = Replicas(devices, self.batcher)
-        encoders = self._build()
+        encoders = with_room("the weights", self._build)
         self.hidden_size = encoders[0].hidden_size
         if config.max_batch_tokens is None:  # some back-ends have a size of their own
             tokens = getattr(encoders[0], "batch_tokens", tokens)
@@ -153,28 +151,23 @@ class Engine:
     def sleep(self) -> None:
         """Give back the weights, and take the caches of vectors to the host, once no call is at work."""
         with self._gate.closed():
-            if self.asleep:
-                return
-            for replica in self.replicas.members:
-                if replica.device.type == "cuda":  # memory may be used anew as soon as it is dropped
-                    torch.cuda.synchronize(replica.device)
-            self.references.move(CPU)
-            self.recent.move(CPU)
-            for replica in self.replicas.members:
-                release = getattr(replica.encoder, "release", None)
-                replica.encoder = None
-                if release is not None:  # memory beside the weights, such as that of CUDA graphs
-                    release()
+            if not self.asleep:
+                self._give_back()
 
     def wake(self) -> bool:
-        """Read the weights again; return False where they were there already."""
+        """Read the weights again; return False where they were there already.
+
+        Raises:
+            DeviceMemoryError: If there is no room for them and for the caches of vectors; it stays asleep.
+        """
         with self._gate.closed():
             if not self.asleep:
                 return False
-            encoders = self._build()
-            self.references.move(self.device)
-            self.recent.move(self.device)
-            self._start(encoders)
+            try:
+                with_room("the weights and the caches of vectors", self._load)
+            except BaseException:  # half of it is not left on the device
+                self._give_back()
+                raise
             return True
 
     def vectors(self, texts: Sequence[Text]) -> tuple[Tensor, ScorerStats]:
@@ -307,6 +300,24 @@ class Engine:
             for device in devices
         ]
 
+    def _load(self) -> None:
+        encoders = self._build()
+        self.references.move(self.device)
+        self.recent.move(self.device)
+        self._start(encoders)
+
+    def _give_back(self) -> None:
+        for replica in self.replicas.members:
+            if replica.device.type == "cuda":  # memory may be used anew as soon as it is dropped
+                torch.cuda.synchronize(replica.device)
+        self.references.move(CPU)
+        self.recent.move(CPU)
+        for replica in self.replicas.members:
+            release = getattr(replica.encoder, "release", None)
+            replica.encoder = None
+            if release is not None:  # memory beside the weights, such as that of CUDA graphs
+                release()
+
     def _start(self, encoders: list[Encoder]) -> None:
         for replica, encoder in zip(self.replicas.members, encoders, strict=True):
             if replica.device.type == "cuda":  # streams that know nothing of this one will read the weights
@@ -330,6 +341,7 @@ class Engine:
             token_bytes=copies * token_bytes,
             batch_tokens=batch_tokens,
             text_tokens=self.tokenizer.max_length,
+            rows=rows_taken(self.device, self.dtype),
             graphs=config.cuda_graphs,
         )
         for device in dict.fromkeys(devices):

@@ -11,7 +11,14 @@ from typing import Final
 
 import torch
 
-from fastreward.backends import ENCODER_BACKENDS, availability, dtype_name, native_bf16, resolve_device
+from fastreward.backends import (
+    CPU_DTYPES,
+    CUDA_DTYPES,
+    ENCODER_BACKENDS,
+    availability,
+    native_bf16,
+    resolve_device,
+)
 from fastreward.encoders.checkpoint import DEFAULT_ENCODER
 from fastreward.errors import FastRewardError
 from fastreward.scorer import Scorer
@@ -128,20 +135,31 @@ def recommended(measurements: list[Measurement]) -> Measurement:
     )
 
 
+def precisions(backend: str, device: torch.device, *, int8: bool) -> list[str]:
+    """Name the precisions in which a back-end is worth timing on a device: all that it multiplies natively.
+
+    8-bit floats are left out: they are for few GPUs, and `Scorer` refuses them on all others.
+
+    Args:
+        backend: One of `ENCODER_BACKENDS`.
+        device: CPU or CUDA.
+        int8: Whether 8-bit whole numbers are wanted too.
+
+    Example:
+        >>> precisions("onnx", torch.device("cpu"), int8=True)
+        ['float32', 'int8']
+        >>> precisions("openvino", torch.device("cuda"), int8=True)
+        []
+    """
+    known = (CUDA_DTYPES if device.type == "cuda" else CPU_DTYPES).get(backend, ())
+    wanted = {"bfloat16": native_bf16(device), "int8": int8, "float8_e4m3fn": False} if known else {}
+    return [name for name in known if wanted.get(name, True)]
+
+
 def _candidates(device: torch.device) -> Iterator[tuple[str, str]]:
     for backend in ENCODER_BACKENDS:
-        for dtype in _dtypes(backend, device):
-            yield backend, dtype_name(dtype)
-
-
-def _dtypes(backend: str, device: torch.device) -> Iterator[torch.dtype]:
-    yield torch.float32
-    if device.type == "cuda" and backend != "openvino":
-        yield torch.float16
-    if native_bf16(device) and backend != "onnx":
-        yield torch.bfloat16
-    if device.type == "cpu" and backend == "onnx":
-        yield torch.int8
+        for dtype in precisions(backend, device, int8=backend != "openvino"):  # whose wants a calibration
+            yield backend, dtype
 
 
 def _texts() -> tuple[list[str], list[str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Final
 
@@ -13,7 +13,7 @@ from fastreward.backends import resolve_op
 from fastreward.caller import warn_caller
 from fastreward.encoders.architecture import Architecture
 from fastreward.errors import InputError
-from fastreward.ops.linear import TRITON_MULTIPLE, onednn_available
+from fastreward.ops.linear import TRITON_MULTIPLE, onednn_available, padded_rows
 
 GRAPH_TOKENS: Final = 16_384
 """Tokens of the longest batch that a CUDA graph is captured for, unless a bound on memory allows fewer."""
@@ -23,9 +23,6 @@ GRAPH_BYTES: Final = 2**30
 
 _TOKEN_BYTES: Final = 64
 """Ids, positions and offsets of a token, as they come and widened to 64 bits."""
-
-_ROUNDED_UP: Final = 1.15
-"""What rows that are rounded up add to the products' results, in batches of some 400 tokens or more."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +57,7 @@ def budget_within(
     token_bytes: int,
     batch_tokens: int,
     text_tokens: int,
+    rows: Callable[[int], int] = int,
     graphs: bool = False,
 ) -> Budget:
     """Lower the tokens of a batch until all that a device holds fits into `max_bytes`.
@@ -70,9 +68,10 @@ def budget_within(
         max_bytes: The bound.
         weights: Bytes of the weights.
         caches: Bytes that the caches of vectors may grow to.
-        token_bytes: Bytes of activations for a token of a batch, from `activation_bytes`.
+        token_bytes: Bytes of activations for a token that is computed, from `activation_bytes`.
         batch_tokens: Tokens of a batch where there is room for them.
         text_tokens: Tokens of the longest text, which is never split.
+        rows: As how many tokens so many are computed, from `rows_taken`; as so many by default.
         graphs: Whether CUDA graphs are captured.
 
     Raises:
@@ -86,7 +85,7 @@ def budget_within(
         400
     """
     held = weights + caches
-    least = held + text_tokens * token_bytes * (2 if graphs else 1)
+    least = held + rows(text_tokens) * token_bytes * (2 if graphs else 1)
     if max_bytes < least:
         raise InputError(
             f"max_bytes of {least:,} at least ({weights:,} for weights, {caches:,} for caches of vectors, "
@@ -97,10 +96,24 @@ def budget_within(
     room = (max_bytes - held) // token_bytes
     if not graphs:
         tokens = min(batch_tokens, room)
-        return Budget(tokens, scratch_bytes=tokens * token_bytes)
+        while rows(tokens) > room:  # by fewer steps than rows are rounded up by
+            tokens -= 1
+        return Budget(tokens, scratch_bytes=rows(tokens) * token_bytes)
     graph_tokens = min(GRAPH_TOKENS, room // 2)
     tokens = min(batch_tokens, room - graph_tokens)
     return Budget(tokens, graph_tokens, graph_tokens * token_bytes, tokens * token_bytes)
+
+
+def rows_taken(device: torch.device, dtype: torch.dtype) -> Callable[[int], int]:
+    """Return a function from the tokens of a batch to those as which it is computed.
+
+    They are as many, but where oneDNN computes the products: there they are rounded up, see `padded_rows`.
+
+    Example:
+        >>> rows_taken(torch.device("cuda"), torch.float16)(257)
+        257
+    """
+    return padded_rows if device.type == "cpu" and onednn_available(dtype) else int
 
 
 def warn_if_taken(device: torch.device, room: int) -> None:
@@ -117,7 +130,7 @@ def warn_if_taken(device: torch.device, room: int) -> None:
 
 
 def activation_bytes(architecture: Architecture, device: torch.device, dtype: torch.dtype) -> int:
-    """Bound the memory of the packed encoder's activations, in bytes for a token of a batch.
+    """Bound the memory of the packed encoder's activations, in bytes for a row of a batch that is computed.
 
     The most is held in one of three places, each beside the stream of hidden states: in the attention
     (queries, keys, values, what was attended to, and its copies), inside the feed-forward block, or in the
@@ -144,7 +157,6 @@ def activation_bytes(architecture: Architecture, device: torch.device, dtype: to
     pooling = 4 * d * size + 2 * d * torch.float32.itemsize
     if device.type == "cpu" and onednn_available(dtype):  # rows are rounded up: a product's input is copied
         block += f * size
-        attention, block = (round(_ROUNDED_UP * held) for held in (attention, block))
     return max(attention, block, pooling) + _TOKEN_BYTES
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from fastreward.batching import Batcher
 from fastreward.caller import warn_caller
 from fastreward.errors import FastRewardError
 from fastreward.packing import HostBatch, PackedBatch, upload
+
+T = TypeVar("T")
 
 Texts: TypeAlias = HostBatch | PackedBatch
 """N texts, on a device or still on the host."""
@@ -161,13 +163,35 @@ def in_order(done: list[Computed], device: torch.device) -> Tensor:
     raise no_room(f"the results of {len(rows)} texts", failure)
 
 
-def no_room(wanted: str, failure: str) -> DeviceMemoryError:
+def no_room(
+    wanted: str, failure: str, remedy: str = "Free memory, or pass fewer texts at once."
+) -> DeviceMemoryError:
     """What is raised where memory runs out for something that smaller batches do not make smaller."""
-    return DeviceMemoryError(
-        f"device memory for {wanted}",
-        f"out of memory: {failure}",
-        "Free memory, or pass fewer texts at once.",
-    )
+    return DeviceMemoryError(f"device memory for {wanted}", f"out of memory: {failure}", remedy)
+
+
+def with_room(wanted: str, load: Callable[[], T]) -> T:
+    """Return what `load` brings to a device, to stay there.
+
+    Args:
+        wanted: What that is, for the message.
+        load: Called once.
+
+    Raises:
+        DeviceMemoryError: If memory runs out; nothing of the attempt is held by it.
+
+    Example:
+        >>> with_room("two numbers", lambda: torch.zeros(2))
+        tensor([0., 0.])
+    """
+    try:
+        return load()
+    except RuntimeError as error:
+        if not ran_out(error):
+            raise
+        failure = first_line(error)
+    remedy = "Free memory on the device, or pass dtype='bfloat16' or device='cpu'."
+    raise no_room(wanted, failure, remedy)
 
 
 def _scattered(results: list[Tensor], rows: NDArray[np.int32], device: torch.device) -> Tensor:

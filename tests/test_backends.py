@@ -17,6 +17,7 @@ from fastreward.backends import (
     resolve_op,
     triton_interpreted,
 )
+from fastreward.encoders.cpus import int8_runs_here
 from fastreward.errors import BackendUnavailableError, InputError
 from fastreward.scorer import Scorer
 
@@ -71,9 +72,49 @@ def test_no_name_means_the_packed_encoder_where_nothing_else_is_installed(monkey
 
 def test_no_name_passes_over_what_lacks_the_precision_or_an_option():
     assert resolve_encoder(None, CPU, packed_because="batch_invariant") == "packed"
-    assert resolve_encoder(None, CPU, "int8") in ("openvino", "onnx")
     with pytest.raises(InputError, match=r"backend='packed' with batch_invariant, got 'onnx'"):
         resolve_encoder("onnx", CPU, packed_because="batch_invariant")
+
+
+BOTH = {"openvino", "onnx", "onnxruntime"}
+
+
+@pytest.mark.parametrize(
+    ("installed", "calibrated", "chosen"),
+    [
+        (BOTH, False, "onnx"),  # OpenVINO has no int8 without a calibration
+        (BOTH, True, "openvino"),
+        ({"openvino"}, True, "openvino"),
+        ({"openvino"}, False, "openvino"),  # which says what it needs
+        ({"onnx", "onnxruntime"}, False, "onnx"),
+        (set(), False, "packed"),
+    ],
+)
+def test_int8_is_on_onnx_without_a_calibration_and_on_openvino_with_one(
+    monkeypatch, installed, calibrated, chosen
+):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if name in installed else None)
+    assert resolve_encoder(None, CPU, "int8", calibrated=calibrated) == chosen
+
+
+def test_a_calibration_names_openvino_where_it_cannot_be_had(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    with pytest.raises(BackendUnavailableError, match=r"got cuda:0\. Pass device='cpu', or calibration=None"):
+        resolve_encoder(None, torch.device("cuda", 0), calibrated=True)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "openvino" else name)
+    remedy = r"back-end openvino, got .*pip install \"fastreward\[openvino\]\".*or pass calibration=None"
+    with pytest.raises(BackendUnavailableError, match=remedy):
+        resolve_encoder(None, CPU, "int8", calibrated=True)
+
+
+def test_int8_runs_where_openvino_is_installed_beside_onnx(tiny_folder):
+    for module in sorted(BOTH):
+        pytest.importorskip(module)
+    if not int8_runs_here():
+        pytest.skip("this CPU has no int8 products")
+    scorer = Scorer(tiny_folder, device="cpu", dtype="int8", progress=False)
+    assert scorer.backend == "onnx"
+    assert float(scorer.score(["heart"], ["heart"])) == pytest.approx(1.0, abs=1e-4)
 
 
 def test_openvino_on_a_gpu_is_refused_with_the_remedy():

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,14 @@ import torch
 from scipy.stats import spearmanr  # sentence-transformers brings it
 from typer.testing import CliRunner, Result
 
-from fastreward import Scorer
+from fastreward import Scorer, benchmarking, cli_bench
 from fastreward.backends import ENCODER_BACKENDS
 from fastreward.benchmark_results import Outcome, Variant, advice, recommended
 from fastreward.benchmark_results import Result as Row
 from fastreward.benchmark_texts import Texts, read_texts
 from fastreward.benchmarking import Run, spearman_within
 from fastreward.cli import app
-from fastreward.errors import InputError
+from fastreward.errors import FastRewardError, InputError
 
 CPU = torch.device("cpu")
 WORDS = [f"the heart pumps blood {number} times" for number in range(24)]
@@ -120,7 +121,7 @@ def test_ctrl_c_shows_what_there_is(tiny_folder: Path) -> None:
 
 
 def test_ctrl_c_before_anything_is_timed_recommends_nothing(
-    tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+    tiny_folder: Path,
 ) -> None:
     def interrupt(line: str) -> None:
         raise KeyboardInterrupt
@@ -129,6 +130,92 @@ def test_ctrl_c_before_anything_is_timed_recommends_nothing(
     assert outcome.interrupted
     assert recommended(outcome) is None
     assert "nothing to recommend" in advice(outcome, None)[0]
+
+
+def test_ctrl_c_before_anything_is_known_shows_no_figures_of_nothing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cli_bench._show(Outcome(CPU, interrupted=True), "mine", None)
+    assert "Texts: mine. 0 s." in (shown := capsys.readouterr().out)
+    assert "compared with" not in shown
+
+
+def test_ctrl_c_within_the_first_round_recommends_nothing_but_ends_well(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = benchmarking._seconds
+    calls: list[int] = []
+
+    def interrupted(run: Callable[[], object]) -> float:
+        # Steps are the only ones of as many texts; what comes after the first one is a single text.
+        found = seconds(run)
+        calls.append(len(run.args[1].completions))  # type: ignore[attr-defined]  # a partial
+        if calls[-1] == 1:
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(benchmarking, "_seconds", interrupted)
+    file = tmp_path / "bench.json"
+    result = invoke("--encoder", tiny_folder, "--device", "cpu", "--seconds", 1, "--json", file)
+    assert calls[-1] == 1
+    assert result.exit_code == 130, result.output
+    assert "nothing to recommend" in result.stdout
+    report = json.loads(file.read_text(encoding="utf-8"))
+    assert report["interrupted"] is True
+    assert [row["step_s"] for row in report["results"] if row["step_s"]] == []
+
+
+def test_a_round_that_is_cut_off_while_it_is_kept_is_no_round() -> None:
+    class CutOff(list[float]):
+        def append(self, value: float) -> None:
+            raise KeyboardInterrupt
+
+    row = Row(Variant("packed", "float32"), group_s=CutOff())
+    with pytest.raises(KeyboardInterrupt):
+        row.add(1.0, 0.1, 0.2)
+    assert row.step_s == []
+    assert "nothing to recommend" in advice(outcome_of(row), None)[0]
+
+
+def test_a_precision_and_a_size_that_fail_while_they_are_timed_cost_no_others(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score = benchmarking._score
+    told: list[str] = []
+
+    def failing(scorer: Scorer, texts: Texts) -> object:
+        if any("round 2" in line for line in told) and scorer.dtype == torch.bfloat16:
+            raise RuntimeError("no memory is left")
+        if any("sizes" in line for line in told) and "max_batch_tokens=2048" in repr(scorer):
+            raise RuntimeError("too large")
+        return score(scorer, texts)
+
+    two = [Variant("packed", "float32"), Variant("packed", "bfloat16")]
+    monkeypatch.setattr(benchmarking, "variants", lambda *_, **__: two)
+    monkeypatch.setattr(benchmarking, "_score", failing)
+    monkeypatch.setattr(benchmarking, "MOST_ROUNDS", 3)
+    texts = Texts.own().first(8)  # more than 1,024 tokens: there are two sizes to try
+    outcome = Run(texts, encoder=str(tiny_folder), device="cpu", seconds=1000, tell=told.append).run()
+    whole, failed = outcome.results
+    assert len(whole.step_s) == len(whole.group_s) == 3
+    assert (failed.detail, failed.step_s, failed.group_s) == ("no memory is left", [], [])
+    ((base, sizes),) = outcome.batches.items()
+    assert base == whole.variant
+    by_size = {row.variant.max_batch_tokens: row for row in sizes}
+    assert (by_size[2048].detail, by_size[2048].step_s) == ("too large", [])
+    assert len(by_size[None].step_s) == len(by_size[1024].step_s) == 3
+    assert recommended(outcome) is not None
+
+
+def test_where_no_back_end_can_score_the_texts_every_reason_is_named(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("cannot be compared")
+
+    monkeypatch.setattr(benchmarking, "_compare", broken)
+    with pytest.raises(FastRewardError, match="packed float32: cannot be compared"):
+        Run(Texts.own(), encoder=str(tiny_folder), device="cpu", seconds=1).run()
 
 
 def test_help_loads_no_torch() -> None:
@@ -148,6 +235,14 @@ def test_rows_with_one_reference_are_a_group_and_each_text_counts_once(tmp_path:
     assert found.groups == tuple(number // 4 for number in range(24))
     for text, reference in zip(found.completions, found.references, strict=True):
         assert reference == f"gold {WORDS.index(text) % 6}"
+
+
+def test_texts_of_one_reference_are_halved_one_by_one(tmp_path: Path) -> None:
+    rows = [{"answer": word, "gold": "gold"} for word in WORDS]
+    found = read_texts(write_jsonl(tmp_path / "a.jsonl", rows), "answer", "gold")
+    assert found is not None
+    assert [half.completions for half in found.halves()] == [tuple(WORDS[::2]), tuple(WORDS[1::2])]
+    assert set(found.groups) == {0}
 
 
 def test_the_texts_of_an_object_are_a_group(tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ from torch.utils._pytree import tree_iter
 from fastreward.encoders.checkpoint import load_checkpoint
 from fastreward.encoders.packed import PackedEncoder
 from fastreward.errors import CheckpointError, FastRewardError, InputError
-from fastreward.memory import GRAPH_TOKENS, activation_bytes, budget_within, held_bytes
+from fastreward.memory import GRAPH_TOKENS, activation_bytes, budget_within, held_bytes, rows_taken
+from fastreward.ops.linear import onednn_available, padded_rows
 from fastreward.out_of_memory import Computed, DeviceMemoryError, in_order
 from fastreward.packing import HostBatch, pack
 from fastreward.scorer import Scorer
@@ -107,9 +108,9 @@ def test_the_estimate_of_activations_bounds_what_a_batch_takes_and_is_within_twi
 ):
     sizes = {"hidden_size": 64, "intermediate_size": intermediate_size, "num_hidden_layers": 2}
     checkpoint = load_checkpoint(tiny_checkpoint(family=family, **sizes))
-    estimate = activation_bytes(checkpoint.architecture, CPU, dtype)
+    estimate, rows = activation_bytes(checkpoint.architecture, CPU, dtype), rows_taken(CPU, dtype)
     rng = random.Random(0)
-    shapes = [[rng.randint(1, 60) for _ in range(16)], [400] * 2, [2] * 200]
+    shapes = [[rng.randint(1, 60) for _ in range(16)], [400] * 2, [2] * 200, [257], [33, 8]]
     for pooling in ("mean", "cls"):
         encoder = PackedEncoder(checkpoint, CPU, dtype, pooling=pooling)
         for lengths in shapes:
@@ -117,7 +118,7 @@ def test_the_estimate_of_activations_bounds_what_a_batch_takes_and_is_within_twi
             for compute in (encoder.embed, encoder.hidden):
                 with LiveStorage() as live:
                     compute(batch)
-                assert estimate / 2 <= live.peak / batch.num_tokens <= estimate
+                assert estimate / 2 <= live.peak / rows(batch.num_tokens) <= estimate
 
 
 def test_the_weights_of_an_encoder_are_counted_from_its_tensors(tiny_checkpoint):
@@ -176,6 +177,20 @@ def test_a_budget_fits_into_the_bound_and_wastes_no_room(
     assert budget.batch_tokens >= min(text_tokens, batch_tokens)
 
 
+@given(room=st.integers(0, 10**6), token_bytes=st.integers(1, 5000), batch_tokens=st.integers(1, 4096))
+def test_a_budget_of_rows_that_are_rounded_up_fits_into_the_bound(room, token_bytes, batch_tokens):
+    arguments = {"weights": 7, "caches": 11, "token_bytes": token_bytes, "batch_tokens": batch_tokens}
+    least = 18 + padded_rows(250) * token_bytes
+    if room < least:
+        with pytest.raises(InputError, match=rf"max_bytes of {least:,} at least"):
+            budget_within(room, **arguments, text_tokens=250, rows=padded_rows)
+        room = least
+    budget = budget_within(room, **arguments, text_tokens=250, rows=padded_rows)
+    assert 18 + padded_rows(budget.batch_tokens) * token_bytes == 18 + budget.scratch_bytes <= room
+    more = budget.batch_tokens + 1
+    assert more > batch_tokens or 18 + padded_rows(more) * token_bytes > room
+
+
 def bounded(folder, **options):
     """A scorer of 1,000 bytes of caches and of as little memory as it can do with."""
     options = {"reference_cache_bytes": 500, "recent_bytes": 500, "max_seq_length": 40, **FP32, **options}
@@ -189,11 +204,15 @@ def bounded(folder, **options):
     return Scorer(folder, max_bytes=least, **options), least
 
 
-@pytest.mark.usefixtures("plain_products")
 @pytest.mark.filterwarnings("ignore:Texts longer than")
-def test_scores_within_a_bound_are_the_same_and_memory_stays_below_it(tiny_folder):
+@pytest.mark.parametrize("products", ["plain", "onednn"])
+def test_scores_within_a_bound_are_the_same_and_memory_stays_below_it(tiny_folder, request, products):
+    if products == "plain":
+        request.getfixturevalue("plain_products")
+    elif not onednn_available(torch.float32):
+        pytest.skip("no oneDNN here")
     scorer, least = bounded(tiny_folder)
-    assert scorer._engine.batcher.max_batch_tokens == 40
+    assert scorer._engine.batcher.max_batch_tokens == (40 if products == "plain" else 48)
     free = Scorer(tiny_folder, max_seq_length=40, **FP32)
     references = MANY[::-1]
     choices = [[reference, "heart"] for reference in references]
@@ -684,6 +703,64 @@ def test_an_encoder_that_cannot_be_read_again_stays_asleep_and_wakes_when_it_can
         assert scorer._engine.asleep
     shutil.move(elsewhere, folder / "model.safetensors")
     assert torch.equal(scorer.score(TEXTS, TEXTS[::-1]), before)
+
+
+@pytest.mark.parametrize("error", NO_MEMORY, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("without_room", ["weights", "references", "recent", "start"])
+def test_waking_without_room_has_a_name_and_leaves_nothing_on_the_device(
+    tiny_folder, monkeypatch, without_room, error
+):
+    scorer = Scorer(tiny_folder, **FP32)
+    users = [lambda: None, lambda: None]
+    for user in users:
+        scorer.attach(user)
+    before = scorer.score(TEXTS, MANY[:6])
+    engine, moves = scorer._engine, []
+    scorer.sleep()
+
+    def fail(*_, **__):
+        raise error
+
+    def moved(name, device, move):
+        moves.append(name)
+        if name == without_room and moves.count(name) == 1:
+            fail()
+        move(device)
+
+    with monkeypatch.context() as patch:
+        for name in ("references", "recent"):
+            cache = getattr(engine, name)
+            patch.setattr(cache, "move", lambda to, name=name, move=cache.move: moved(name, to, move))
+        if without_room == "weights":
+            patch.setattr("fastreward.engine.build_encoder", fail)
+        if without_room == "start":
+            patch.setattr(engine, "_start", fail)
+        with pytest.raises(
+            DeviceMemoryError, match=r"memory for the weights and the caches.*pass dtype='bfloat16'"
+        ) as caught:
+            scorer.wake()
+    assert isinstance(caught.value, torch.OutOfMemoryError)
+    assert caught.value.__context__ is None  # whose traceback would hold what was there already
+    both = ["references", "recent"]  # there, and back
+    assert moves == {"weights": [], "references": both[:1]}.get(without_room, both) + both
+    assert engine.asleep
+    assert held_bytes(engine.replicas) == 0
+    known = scorer.stats
+    close(scorer.score(TEXTS, MANY[:6]), before)
+    cost = scorer.stats - known
+    assert (cost.encoded_texts, cost.wakes) == (0, 1)
+
+
+def test_a_scorer_for_whose_weights_there_is_no_room_says_so(tiny_folder, monkeypatch):
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("as the allocator says it\nand a long report")
+
+    monkeypatch.setattr("fastreward.engine.build_encoder", fail)
+    with pytest.raises(
+        DeviceMemoryError, match=r"for the weights, got .*says it\. Free memory on the device"
+    ) as caught:
+        Scorer(tiny_folder, **FP32)
+    assert caught.value.__context__ is None
 
 
 # On a GPU

@@ -5,8 +5,8 @@
 Nothing of fastreward is imported: what the peers need may be older than what fastreward needs. A line of JSON
 is one request and one line is the answer; everything that a library prints goes to stderr.
 
-    {"load": [texts to calibrate and to tune on]}     → {"loaded": what it is, "batch_size": N}
-    {"embed": [[texts], …], "to": FILE or null}       → {"seconds": S}, vectors of all lists in FILE (.npy)
+    {"load": [texts to calibrate on], "tune": [texts]} → {"loaded": what it is, "batch_size": N}
+    {"embed": [[texts], …], "to": FILE or null}        → {"seconds": S}, vectors of all lists in FILE (.npy)
 
 `embed` encodes one list of texts after another; its clock runs from the first text to the last vector.
 """
@@ -14,6 +14,7 @@ is one request and one line is the answer; everything that a library prints goes
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -51,7 +52,7 @@ def main() -> None:
         if "load" in request:
             embed = load(Setting(options.model, options.work, options.threads, request["load"]))
             if tuned:
-                batch_size = fastest_batch(embed, request["load"])
+                batch_size = fastest_batch(embed, request["tune"])
             answer: dict[str, Any] = {"loaded": versions(), "batch_size": batch_size}
         else:
             assert embed is not None
@@ -91,15 +92,31 @@ class Setting:
     def __init__(self, model: Path, work: Path, threads: int, texts: Sequence[str]) -> None:
         self.model, self.work, self.threads, self.texts = model, work, threads, list(texts)
 
-    def converted(self, name: str, convert: Callable[[Path], object]) -> Path:
-        """`work`/name, made by `convert` where it is not there."""
-        folder = self.work / name
+    def converted(
+        self, name: str, convert: Callable[[Path], object], calibrating: Sequence[str] = ()
+    ) -> Path:
+        """A folder in `work` that `convert` makes where it is not there.
+
+        Its name ends in a digest of all that it is made from: the model, the texts that it is calibrated on,
+        and the versions of what converts it. What another run made from something else is not taken.
+        """
+        folder = self.work / f"{name}-{digest(self.model, calibrating)}"
         if not folder.exists():
-            partial = self.work / f"{name}.partial"
+            partial = folder.with_name(f"{folder.name}.partial")
             shutil.rmtree(partial, ignore_errors=True)
             convert(partial)
             partial.rename(folder)
         return folder
+
+
+def digest(model: Path, texts: Sequence[str]) -> str:
+    """12 hexadecimal digits of a model's files, of texts and of the packages' versions."""
+    found = hashlib.sha256(json.dumps([versions(), list(texts)], sort_keys=True).encode())
+    for path in sorted(path for path in model.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        found.update(f"{path.relative_to(model)} {content}\n".encode())
+    return found.hexdigest()[:12]
 
 
 # ------------------------------------------------------------------------- sentence-transformers
@@ -196,35 +213,39 @@ def exported_openvino(setting: Setting) -> Path:
     return setting.converted("openvino", convert)
 
 
-def openvino_file(setting: Setting, file_name: str, **config: str) -> Embed:
+def openvino_file(setting: Setting, folder: Path, file_name: str, **config: str) -> Embed:
     from sentence_transformers import SentenceTransformer
 
     ov_config = {"INFERENCE_NUM_THREADS": str(setting.threads), **config}
     kwargs = {"file_name": file_name, "ov_config": ov_config}
-    model = SentenceTransformer(str(exported_openvino(setting)), backend="openvino", model_kwargs=kwargs)
+    model = SentenceTransformer(str(folder), backend="openvino", model_kwargs=kwargs)
     return of_sentence_transformer(model)
 
 
+def openvino_model(setting: Setting, **config: str) -> Embed:
+    return openvino_file(setting, exported_openvino(setting), "openvino/openvino_model.xml", **config)
+
+
 def openvino_default(setting: Setting) -> Embed:
-    return openvino_file(setting, "openvino/openvino_model.xml")
+    return openvino_model(setting)
 
 
 def openvino_fp32(setting: Setting) -> Embed:
-    return openvino_file(setting, "openvino/openvino_model.xml", INFERENCE_PRECISION_HINT="f32")
+    return openvino_model(setting, INFERENCE_PRECISION_HINT="f32")
 
 
 def openvino_bf16(setting: Setting) -> Embed:
-    return openvino_file(setting, "openvino/openvino_model.xml", INFERENCE_PRECISION_HINT="bf16")
+    return openvino_model(setting, INFERENCE_PRECISION_HINT="bf16")
 
 
 def openvino_int8(setting: Setting) -> Embed:
     from optimum.intel.openvino import OVQuantizationConfig
     from sentence_transformers import SentenceTransformer, export_static_quantized_openvino_model
 
-    folder, name = exported_openvino(setting), "openvino/openvino_model_qint8_quantized.xml"
-    if not (folder / name).exists():
-        data = setting.work / "calibration"
-        data.mkdir(exist_ok=True)
+    def convert(folder: Path) -> None:
+        shutil.copytree(exported_openvino(setting), folder)
+        data = folder / "calibration"
+        data.mkdir()
         rows = "".join(json.dumps({"text": text}) + "\n" for text in setting.texts)
         (data / "train.jsonl").write_text(rows, encoding="utf-8")
         model = SentenceTransformer(str(folder), backend="openvino")
@@ -237,7 +258,9 @@ def openvino_int8(setting: Setting) -> Embed:
             dataset_split="train",
             column_name="text",
         )
-    return openvino_file(setting, name)
+
+    folder = setting.converted("openvino-int8", convert, setting.texts)
+    return openvino_file(setting, folder, "openvino/openvino_model_qint8_quantized.xml")
 
 
 # --------------------------------------------------------------------- CTranslate2 and fastembed

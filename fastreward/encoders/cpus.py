@@ -29,11 +29,21 @@ def resolve_threads(requested: int | None) -> int:
     """
     if requested is None:
         cores = min(len(os.sched_getaffinity(0)), torch.get_num_threads())
-        quota = cgroup_cores(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"))
+        quota = quota_cores()
         return cores if quota is None else max(1, min(cores, math.ceil(quota)))
     if isinstance(requested, bool) or not isinstance(requested, int) or requested < 1:
         raise InputError("threads of 1 or more", repr(requested), "Pass a whole number, or None.")
     return requested
+
+
+def quota_cores() -> float | None:
+    """How many cores the control groups of this process let it use; None where nothing limits it.
+
+    Example:
+        >>> quota_cores() is None or quota_cores() > 0
+        True
+    """
+    return cgroup_cores(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"))
 
 
 def cgroup_cores(root: Path, membership: Path) -> float | None:

@@ -38,6 +38,12 @@ RUN_COST: Final = {"cpu": 32, "cuda": 1024}
 """What starting one more run costs, in tokens: below it padding is cheaper. A CPU reads all weights anew, a
 GPU waits for its launches."""
 
+MAX_SHAPES: Final = 64
+"""CUDA graphs that are recorded at most. Shapes that come later are launched one operator after another."""
+
+UNRECORDED: Final = -1
+"""In the place of a graph's number: run without recording."""
+
 
 class OnnxEncoder:
     """An encoder that `export_onnx` wrote, on ONNX Runtime.
@@ -51,7 +57,8 @@ class OnnxEncoder:
         threads: Runs at a time on a CPU; None for the cores that this process may use.
         batch_invariant: Refused: how ONNX Runtime adds up depends on the shape of a batch.
         cuda_graphs: Record a CUDA graph for each of a few fixed shapes and fill batches up to the next of
-            them: for many small batches.
+            them, for many small batches. `Scorer` has no use for it: its `cuda_graphs` are the packed
+            encoder's.
 
     Attributes:
         checkpoint: Settings and tokenizer of the folder, without weights.
@@ -180,11 +187,13 @@ class OnnxEncoder:
         shape = (*(size[:1] if output == "embedding" else size), self.hidden_size)
         dtype = torch.float32 if output == "embedding" else self.dtype
         with self._lane.entered():
-            if self._shapes is None:
+            kept = None if self._shapes is None else self._shapes.of(output, ids, lengths, shape, dtype)
+            if kept is None:
                 result = torch.empty(shape, dtype=dtype, device=self.device)
-                self._lane.run(self._session, {"input_ids": ids, "lengths": lengths}, {output: result})
-                return result
-            kept = self._shapes.of(output, ids, lengths, shape, dtype)
+                inputs = {"input_ids": ids, "lengths": lengths}
+                number = None if self._shapes is None else UNRECORDED
+                self._lane.run(self._session, inputs, {output: result}, number)
+                return result[: len(rows)]
             self._lane.run(self._session, kept.inputs, {output: kept.result}, kept.number)
             return kept.result[: len(rows)].clone()
 
@@ -277,16 +286,24 @@ class Kept:
 
 
 class FixedShapes:
-    """Tensors that stay where they are, for each shape: a recorded CUDA graph knows no other."""
+    """Tensors that stay where they are, for each shape: a recorded CUDA graph knows no other.
 
-    def __init__(self) -> None:
+    Args:
+        most: Shapes that have them. Nothing takes the place of an earlier one, for ONNX Runtime keeps what it
+            has recorded as long as its session lives.
+    """
+
+    def __init__(self, most: int = MAX_SHAPES) -> None:
+        self._most = most
         self._kept: dict[tuple[object, ...], Kept] = {}
 
     def of(
         self, output: str, input_ids: Tensor, lengths: Tensor, shape: tuple[int, ...], dtype: torch.dtype
-    ) -> Kept:
-        """Copy inputs into the tensors of their shape, which are made at the first use."""
+    ) -> Kept | None:
+        """Copy inputs into the tensors of their shape, made at its first use; None if it has none."""
         key = (output, *input_ids.shape)
+        if key not in self._kept and len(self._kept) >= self._most:
+            return None
         with torch.inference_mode():  # a caller may be in it at the first use, and out of it at the next
             if key not in self._kept:
                 inputs = {"input_ids": torch.empty_like(input_ids), "lengths": torch.empty_like(lengths)}
@@ -321,8 +338,10 @@ class _Lane:
         with self._lock:
             caller = torch.cuda.current_stream(self._stream.device)
             caller.wait_stream(self._stream)
-            yield
-            self._stream.wait_stream(caller)
+            try:
+                yield
+            finally:
+                self._stream.wait_stream(caller)
 
     def run(
         self,
@@ -337,8 +356,10 @@ class _Lane:
             return
         caller = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(caller)
-        run_bound(session, inputs, outputs, graph_id)
-        caller.wait_stream(self._stream)
+        try:
+            run_bound(session, inputs, outputs, graph_id)
+        finally:  # whatever was launched before an error still reads the tensors
+            caller.wait_stream(self._stream)
 
 
 def _check_precision(precision: str, device: torch.device) -> None:

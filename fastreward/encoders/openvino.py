@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
@@ -28,7 +30,7 @@ from fastreward.encoders.openvino_graph import (
     plain_product,
 )
 from fastreward.encoders.openvino_inputs import graph_inputs
-from fastreward.encoders.openvino_int8 import Calibration, InputRange, int8_product, weights_digest
+from fastreward.encoders.openvino_int8 import Calibration, InputRange, int8_product, layer_digests
 from fastreward.encoders.weights import Layer, load_layers
 from fastreward.errors import BackendUnavailableError, CheckpointError, InputError
 from fastreward.ops.pooled_cosine import POOLINGS, Pooling, pooled_cosine
@@ -240,7 +242,7 @@ def calibrate_int8(
         low, high, means = (np.stack([found[3 * index + k] for _, found in parts]) for k in range(3))
         shares = np.array([[tokens / total] for tokens, _ in parts], dtype=np.float32)
         ranges[name] = InputRange(low.min(axis=0), high.max(axis=0), (means * shares).sum(axis=0))
-    return Calibration(weights_digest(layers), ranges, total)
+    return Calibration(layer_digests(layers), ranges, total)
 
 
 def even_parts(lengths: Sequence[int], tokens: int) -> list[list[int]]:
@@ -311,13 +313,21 @@ def _import_openvino() -> ModuleType:
     return module
 
 
-@functools.cache
+_locks: Final[dict[int, threading.Lock]] = {}  # by process: one that is forked waits for no parent's thread
+
+
 def _core() -> Core:
     """The process's one OpenVINO core, which stays.
 
     Its CPU plugin gives the thread that loads it a stack for signals. The plugins of several cores restore
     each other's: once one is gone, the stack may be freed memory, and the next signal ends the process.
     """
+    with _locks.setdefault(os.getpid(), threading.Lock()):
+        return _made_core()
+
+
+@functools.cache
+def _made_core() -> Core:
     core: Core = _import_openvino().Core()
     return core
 
@@ -372,10 +382,13 @@ def check_multiplies(dtype: torch.dtype, able: Sequence[str]) -> None:
 
 
 def _check_belongs(calibration: Calibration, layers: Sequence[Layer], checkpoint: Checkpoint) -> None:
-    digest = weights_digest(layers)
-    if calibration.encoder != digest:
+    digests = layer_digests(layers)
+    known = calibration.encoder[: len(digests)]
+    if known != digests:
+        pairs = zip_longest(digests, known)
+        others = [str(number) for number, (ours, theirs) in enumerate(pairs) if ours != theirs]
         raise CheckpointError(
-            f"a calibration of {checkpoint.name}, whose weights have the digest {digest}",
-            f"one of weights with the digest {calibration.encoder}",
+            f"a calibration made with the weights of the {len(digests)} layers of {checkpoint.name}",
+            f"one with other weights, or none, in layer {', '.join(others)}",
             "Calibrate this encoder, with calibrate_int8.",
         )

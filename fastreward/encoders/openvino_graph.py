@@ -12,14 +12,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from fastreward.encoders.architecture import Architecture
+from fastreward.encoders.openvino_inputs import rounded_slots
 from fastreward.encoders.weights import Embeddings, Layer
 from fastreward.ops.layer_norm import LayerNorm
 from fastreward.ops.linear import Linear
 from fastreward.ops.pooled_cosine import Pooling
+from fastreward.ops.rotary import rotary_table
 
 if TYPE_CHECKING:
     from openvino import Model, Node
@@ -139,7 +142,7 @@ class _Writer:
             op.unsqueeze(self._slot_numbers, constant([0])), op.unsqueeze(self._lengths, constant([1]))
         )
         self._masks: dict[tuple[int | None, bool], Node] = {}
-        self._rotations: dict[int, tuple[Node, Node]] = {}
+        self._rotations: dict[float, tuple[Node, Node]] = {}
 
     def graph(self, embeddings: Embeddings, layers: Sequence[Layer], pooling: Pooling | None) -> Model:
         from openvino import Model
@@ -149,7 +152,7 @@ class _Writer:
         one_row_a_text = False
         for index, layer in enumerate(layers):
             one_row_a_text = layer.query is not None and pooling is not None
-            attended = self._attend(normed, layer, str(index), from_first=one_row_a_text)
+            attended = self._attend(normed, layer, index, from_first=one_row_a_text)
             if one_row_a_text:
                 stream = self._first_rows(stream)
             normed, stream = self._after_attention(attended, stream, layer, str(index))
@@ -201,21 +204,22 @@ class _Writer:
 
     # --------------------------------------------------------------- attention
 
-    def _attend(self, normed: Input, layer: Layer, name: str, *, from_first: bool) -> Node:
+    def _attend(self, normed: Input, layer: Layer, index: int, *, from_first: bool) -> Node:
         """Attention before its output product: of all tokens, [T, D], or of texts' first ones, [N, D]."""
         op, heads, head_dim = self._op, self._architecture.num_heads, self._architecture.head_dim
         width = heads * head_dim
         if layer.query is None:
-            query, key, value = self._heads(self._multiply(normed, layer.qkv, f"{name}.qkv", width), 3)
+            query, key, value = self._heads(self._multiply(normed, layer.qkv, f"{index}.qkv", width), 3)
         else:
             rows = Input.plain(self._first_rows(normed.node)) if from_first else normed
-            queries = self._multiply(rows, layer.query, f"{name}.query", width)
+            queries = self._multiply(rows, layer.query, f"{index}.query", width)
             first = op.reshape(queries, constant([-1, heads, 1, head_dim]), special_zero=False)
             query = first if from_first else self._heads(queries, 1)[0]
-            key, value = self._heads(self._multiply(normed, layer.qkv, f"{name}.qkv"), 2)
-        if layer.rotary is not None:  # a first token stands at position 0, where nothing rotates
-            key = self._rotated(key, layer.rotary)
-            query = query if from_first else self._rotated(query, layer.rotary)
+            key, value = self._heads(self._multiply(normed, layer.qkv, f"{index}.qkv"), 2)
+        if (thetas := self._architecture.thetas) is not None:
+            key = self._rotated(key, thetas[index])
+            if not from_first:  # a first token stands at position 0, where nothing rotates
+                query = self._rotated(query, thetas[index])
         scores = op.add(
             op.matmul(query, key, transpose_a=False, transpose_b=True), self._mask(layer.window, from_first)
         )
@@ -252,13 +256,13 @@ class _Writer:
             self._masks[key] = op.select(seen, constant(np.float32(0.0)), constant(np.float32(UNSEEN)))
         return self._masks[key]
 
-    def _rotated(self, x: Node, table: Tensor) -> Node:
+    def _rotated(self, x: Node, theta: float) -> Node:
         """Turn [R, H, L, hd] by the slots' numbers, as `apply_rotary` does by positions.
 
         Scores depend on how far two tokens of a text are apart, which is the same.
         """
         op = self._op
-        cosines, sines = self._rotation(table)
+        cosines, sines = self._rotation(theta)
         left, right = op.split(x, constant(3), num_splits=2).outputs()
         turned = (
             op.subtract(op.multiply(left, cosines), op.multiply(right, sines)),
@@ -266,13 +270,20 @@ class _Writer:
         )
         return op.concat(list(turned), axis=3)
 
-    def _rotation(self, table: Tensor) -> tuple[Node, Node]:
-        """Cosines and sines by the slots' numbers, each [L, hd / 2]."""
-        if id(table) not in self._rotations:
+    def _rotation(self, theta: float) -> tuple[Node, Node]:
+        """Cosines and sines by the slots' numbers, each [L, hd / 2].
+
+        A row has as many slots as a longest text of P tokens is rounded up to, and where texts share it all
+        of them may hold tokens: slots that no position has are in the table too.
+        """
+        if theta not in self._rotations:
+            shape = self._architecture
+            num_slots = rounded_slots(shape.max_positions)
+            table = rotary_table(num_slots, shape.head_dim, theta, torch.device("cpu"))
             rows = self._take(constant(table), self._slot_numbers)
             cosines, sines = self._op.split(rows, constant(1), num_splits=2).outputs()
-            self._rotations[id(table)] = cosines, sines
-        return self._rotations[id(table)]
+            self._rotations[theta] = cosines, sines
+        return self._rotations[theta]
 
     # ----------------------------------------------------------------- pooling
 

@@ -69,7 +69,7 @@ def graph_inputs(
         lengths: 3 2
     """
     lengths = np.array(batch.lengths, dtype=np.int32)
-    num_texts, num_slots = len(lengths), -(-batch.max_seqlen // SLOT_MULTIPLE) * SLOT_MULTIPLE
+    num_texts, num_slots = len(lengths), rounded_slots(batch.max_seqlen)
     ids, positions = batch.input_ids.numpy(), batch.position_ids.numpy()
     tokens = np.arange(len(ids), dtype=np.int32)
     own = np.arange(num_texts, dtype=np.int32) * np.int32(num_slots)
@@ -87,6 +87,16 @@ def graph_inputs(
     if architecture.thetas is None:
         inputs.insert(1, np.pad(_position_rows(ids, positions, architecture.padding_id), room))
     return [np.ascontiguousarray(array) for array in inputs]
+
+
+def rounded_slots(longest: int) -> int:
+    """Slots of a row of attention for texts of so many tokens at most.
+
+    Example:
+        >>> rounded_slots(50), rounded_slots(64)
+        (64, 64)
+    """
+    return -(-longest // SLOT_MULTIPLE) * SLOT_MULTIPLE
 
 
 def shared_rows(lengths: Sequence[int], num_slots: int) -> list[int]:

@@ -45,7 +45,7 @@ rest must not be multiplied up without bound."""
 SMALLEST_RANGE: Final = 1e-20
 """Between the bounds of an input at least: what is less is nothing, and its steps would be denormal."""
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 
 
 @dataclass(frozen=True)
@@ -68,17 +68,17 @@ class Calibration:
     """What an encoder's matrix products are given on texts like those to be scored.
 
     Attributes:
-        encoder: A digest of the weights that it belongs to.
+        encoder: A digest of each layer that it belongs to, from `layer_digests`.
         ranges: By the product's name.
         num_tokens: How many tokens were seen.
 
     Example:
         >>> ones = np.ones(2, dtype=np.float32)
-        >>> Calibration("abc", {"0.up": InputRange(-ones, ones, 0 * ones)}, 7).num_tokens
+        >>> Calibration(("abc",), {"0.up": InputRange(-ones, ones, 0 * ones)}, 7).num_tokens
         7
     """
 
-    encoder: str
+    encoder: tuple[str, ...]
     ranges: Mapping[str, InputRange]
     num_tokens: int
 
@@ -89,7 +89,8 @@ class Calibration:
             CheckpointError: If the file cannot be written.
         """
         target = Path(path).with_suffix(".npz")
-        arrays: dict[str, Any] = {"format": FORMAT, "encoder": self.encoder, "num_tokens": self.num_tokens}
+        digests = np.array(self.encoder, dtype=np.str_)
+        arrays: dict[str, Any] = {"format": FORMAT, "encoder": digests, "num_tokens": self.num_tokens}
         for name, found in self.ranges.items():
             arrays[f"range/{name}"] = np.stack([found.low, found.high, found.mean])
         partial = target.with_suffix(".partial.npz")
@@ -116,7 +117,8 @@ class Calibration:
                     raise ValueError(f"format {int(arrays['format'])}")
                 names = [name for name in arrays.files if name.startswith("range/")]
                 ranges = {name.removeprefix("range/"): InputRange(*arrays[name]) for name in names}
-                return cls(str(arrays["encoder"]), ranges, int(arrays["num_tokens"]))
+                digests = tuple(str(digest) for digest in arrays["encoder"])
+                return cls(digests, ranges, int(arrays["num_tokens"]))
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise CheckpointError(
                 f"a calibration that `Calibration.save` wrote, of format {FORMAT}",
@@ -125,16 +127,19 @@ class Calibration:
             ) from error
 
 
-def weights_digest(layers: Sequence[Layer]) -> str:
-    """Digest the first layer's products: 16 hexadecimal digits by which a calibration knows its encoder.
+def layer_digests(layers: Sequence[Layer]) -> tuple[str, ...]:
+    """Digest each layer's products: 16 hexadecimal digits by which a calibration knows its encoder's layers.
 
-    It is the same however many of the layers are used, and whether queries stand apart or not.
+    A layer's are the same however many of the layers are used, and whether queries stand apart or not.
     """
+    return tuple(map(_layer_digest, layers))
+
+
+def _layer_digest(layer: Layer) -> str:
     digest = hashlib.sha256()
-    for layer in layers[:1]:
-        for linear in (layer.query, layer.qkv, layer.attention_output, layer.up, layer.down):
-            if linear is not None:
-                digest.update(linear.weight.contiguous().numpy().tobytes())
+    for linear in (layer.query, layer.qkv, layer.attention_output, layer.up, layer.down):
+        if linear is not None:
+            digest.update(linear.weight.reshape(-1).numpy().data)
     return digest.hexdigest()[:16]
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from fastreward.encoders.checkpoint import load_checkpoint
 from fastreward.encoders.cpus import cgroup_cores, int8_runs_here, resolve_threads
 from fastreward.encoders.onnx import FixedShapes, OnnxEncoder, fixed_shape, pad, padded_groups
-from fastreward.encoders.onnx_export import export_onnx
+from fastreward.encoders.onnx_export import MAX_DRIFT, export_onnx
 from fastreward.encoders.onnx_session import (
     ELEMENT_TYPES,
     check_int8,
@@ -70,9 +70,9 @@ LENGTHS = [3, 512, 0, 1, 17, 18, 17, 2, 0, 64, 1, 257, 128, 127]
 HIDDEN_ATOL, VECTOR_ATOL, VECTOR_RMS = 1e-4, 1e-5, 1e-6
 
 
-def ragged_batch(lengths=LENGTHS, vocab_size=100, seed=0):
+def ragged_batch(lengths=LENGTHS, vocab_size=100, seed=0, device=CPU):
     rng = random.Random(seed)
-    return pack([[rng.randrange(vocab_size) for _ in range(length)] for length in lengths], CPU)
+    return pack([[rng.randrange(vocab_size) for _ in range(length)] for length in lengths], device)
 
 
 @pytest.fixture
@@ -185,6 +185,56 @@ def test_a_trainers_settings_change_nothing(tiny_export):
         torch.set_default_dtype(torch.float32)
     for ours, theirs in zip(found, expected, strict=True):
         assert torch.equal(ours, theirs)
+
+
+# --------------------------------------------------------------------------- on CUDA
+
+on_cuda = pytest.mark.skipif(
+    not torch.cuda.is_available() or "CUDAExecutionProvider" not in onnxruntime.get_available_providers(),
+    reason="needs a GPU and onnxruntime-gpu",
+)
+
+
+@on_cuda
+@pytest.mark.parametrize("cuda_graphs", [False, True], ids=["launches", "graphs"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_on_a_gpu_vectors_scores_and_states_are_those_of_the_packed_encoder(
+    tiny_folder, tmp_path, precision, cuda_graphs
+):
+    checkpoint = load_checkpoint(tiny_folder)
+    exact = PackedEncoder(checkpoint, CPU, torch.float32)
+    folder = export_onnx(checkpoint, tmp_path / "export", precision)
+    encoder = OnnxEncoder(folder, CUDA, cuda_graphs=cuda_graphs)
+    references = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
+    index = torch.arange(len(LENGTHS)) % 4
+    largest = VECTOR_ATOL if precision == "fp32" else MAX_DRIFT[precision]
+    for seed in (0, 1, 0):  # of the same shapes: what is recorded at the first is replayed at the others
+        batch, there = ragged_batch(seed=seed), ragged_batch(seed=seed, device=CUDA)
+        expected = exact.embed(batch)
+        error = encoder.embed(there).cpu() - expected
+        assert error.abs().max() <= largest
+        assert error.square().mean().sqrt() <= largest / 10
+        scores = encoder.cosine(there, references.to(CUDA), index.to(CUDA)).cpu()
+        torch.testing.assert_close(scores, exact.cosine(batch, references, index), atol=largest, rtol=0)
+        states = encoder.hidden(there).cpu().float()
+        # A state has a length of about √32, a vector one of 1.
+        torch.testing.assert_close(states, exact.hidden(batch), atol=10 * largest, rtol=0)
+
+
+@on_cuda
+def test_on_a_gpu_the_streams_of_several_threads_get_what_one_gets(tiny_export):
+    encoder = OnnxEncoder(tiny_export, CUDA, cuda_graphs=True)
+    batches = [ragged_batch(LENGTHS[seed:], seed=seed, device=CUDA) for seed in range(4)]
+    expected = [encoder.embed(batch).cpu() for batch in batches]  # and all batches are there
+
+    def work(batch):
+        with torch.cuda.stream(torch.cuda.Stream(CUDA)):
+            return encoder.embed(batch).cpu()
+
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            for found, right in zip(pool.map(work, batches), expected, strict=True):
+                torch.testing.assert_close(found, right, atol=2e-6, rtol=0)
 
 
 # --------------------------------------------------------------------------- threads
@@ -323,6 +373,19 @@ def test_fixed_shapes_give_the_same_vectors_from_tensors_that_stay(tiny_export):
     twice = [encoder._shapes.of("embedding", ids * n, lengths, (2, 32), torch.float32) for n in (1, 2)]
     assert twice[0] is twice[1]
     assert twice[1].inputs["input_ids"].unique().tolist() == [2]
+
+
+def test_shapes_beyond_the_bound_are_computed_from_tensors_that_do_not_stay(tiny_export):
+    encoder = OnnxEncoder(tiny_export, CPU, threads=1)
+    batches = [ragged_batch([length, 3], seed=length) for length in (20, 40, 70, 20, 70)]
+    expected = [encoder.embed(batch) for batch in batches]
+    encoder._shapes = FixedShapes(most=2)
+    found = [encoder.embed(batch) for batch in batches]
+    assert len(encoder._shapes._kept) == 2
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    ids, lengths = torch.ones(2, 96, dtype=torch.int32), torch.ones(2, dtype=torch.int32)
+    assert encoder._shapes.of("embedding", ids, lengths, (2, 32), torch.float32) is None
 
 
 @pytest.mark.parametrize("family", ["Bert", "ModernBert", "XLMRoberta"])

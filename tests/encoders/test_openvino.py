@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 import subprocess
 import sys
+import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -35,6 +39,7 @@ from fastreward.tokenization import Tokenizer
 
 pytest.importorskip("openvino", reason="needs the extra openvino")
 
+from fastreward.encoders import openvino as openvino_module
 from fastreward.encoders.openvino import (
     OpenVINOEncoder,
     calibrate_int8,
@@ -223,7 +228,7 @@ def test_bf16_is_refused_where_openvino_would_compute_in_fp32():
         check_multiplies(torch.bfloat16, ["INT8", "FP32"])
 
 
-# ------------------------------------------------------------------------------------------ int8
+# ----------------------------------------------------------------------------- fidelity and int8
 
 
 @pytest.fixture(scope="module")
@@ -236,32 +241,63 @@ def graded(minilm_folder):
     return references, [tokenizer(list(item["candidates"].values())) for item in items]
 
 
-@int8_here
-@bf16_here
-def test_int8_keeps_the_order_of_explanations_that_it_was_not_calibrated_on(minilm_folder, graded):
-    references, candidates = graded
-    checkpoint = load_checkpoint(minilm_folder)
-    # Every other item calibrates, of either language and all subjects; the others are scored.
-    calibration = calibrate_int8(checkpoint, [ids for texts in candidates[::2] for ids in texts[::3]])
-    encoder = OpenVINOEncoder(checkpoint, CPU, torch.bfloat16, calibration=calibration)
-    packed = PackedEncoder(checkpoint, CPU, torch.float32)
-    batch = pack([ids for texts in candidates[1::2] for ids in texts], CPU)
-    index = torch.arange(30).repeat_interleave(6)
-    exact, found = (
-        made.cosine(batch, made.embed(pack(references[1::2], CPU)), index).view(30, 6)
-        for made in (packed, encoder)
-    )
+# Against fp32: RMS and largest error of a score, rank correlation over all of them, its mean within groups,
+# and the share of groups in which another candidate is the best, or the worst. Seen in 8 bits: 0.005 RMS and
+# 0.02 at most, beside a standard deviation of 0.27 within a group; in bf16 0.001 and 0.003. The bounds leave
+# room for other versions. One group of the 15 that changes is 0.067.
+FIDELITY = {
+    "fp32": (1e-6, 5e-6, 0.9999, 0.999, 0.0),
+    "bf16": (1.5e-3, 6e-3, 0.9995, 0.99, 0.07),
+    "int8": (8e-3, 3e-2, 0.998, 0.98, 0.14),
+}
+
+
+@pytest.fixture(scope="module")
+def unseen(minilm_folder, graded):
+    """Scores [15, 6] of every fourth item by an encoder, and what they are by the packed one in fp32."""
+    references, candidates = (texts[1::4] for texts in graded)
+    batch, index = pack([ids for texts in candidates for ids in texts], CPU), torch.arange(15)
+
+    def scores(encoder):
+        vectors = encoder.embed(pack(references, CPU))
+        return encoder.cosine(batch, vectors, index.repeat_interleave(6)).view(15, 6)
+
+    return scores, scores(PackedEncoder(load_checkpoint(minilm_folder), CPU, torch.float32))
+
+
+@pytest.mark.parametrize(
+    ("kind", "precision"),
+    [
+        ("openvino", "fp32"),
+        pytest.param("openvino", "bf16", marks=bf16_here),
+        pytest.param("packed", "bf16", marks=bf16_here),
+        pytest.param("openvino", "int8", marks=[int8_here, bf16_here]),
+    ],
+)
+def test_every_precision_keeps_the_order_of_explanations_that_it_was_not_calibrated_on(
+    minilm_folder, graded, unseen, kind, precision
+):
+    checkpoint, (scores, exact) = load_checkpoint(minilm_folder), unseen
+    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+    options = {}
+    if precision == "int8":  # on other items, of either language and all subjects
+        seen = [ids for texts in graded[1][::2] for ids in texts[::3]]
+        options["calibration"] = calibrate_int8(checkpoint, seen)
+    encoder = (PackedEncoder if kind == "packed" else OpenVINOEncoder)(checkpoint, CPU, dtype, **options)
+    found = scores(encoder)
+    rms, largest, over_all, within_groups, changes = FIDELITY[precision]
     error = found - exact
-    # Seen: 0.005 RMS and 0.02 at most, beside a standard deviation of 0.27 within a group: the bounds leave
-    # room for other versions, and are still 3 % and 12 % of that.
-    assert error.square().mean().sqrt() <= 8e-3
-    assert error.abs().max() <= 3e-2
-    assert rank_correlation(found.flatten(), exact.flatten()) >= 0.998
+    assert error.square().mean().sqrt() <= rms
+    assert error.abs().max() <= largest
+    assert rank_correlation(found.flatten(), exact.flatten()) >= over_all
     within = [rank_correlation(ours, right) for ours, right in zip(found, exact, strict=True)]
-    assert np.mean(within) >= 0.99
-    assert products(encoder) == {"i8": 24}
-    # A rounding by itself takes three times as long as within another pass.
-    assert not [line for line in passes(encoder) if line.startswith("FakeQuantize")]
+    assert np.mean(within) >= within_groups
+    for choice in (torch.argmax, torch.argmin):
+        assert (choice(found, dim=1) != choice(exact, dim=1)).double().mean() <= changes
+    if precision == "int8":
+        assert products(encoder) == {"i8": 24}
+        # A rounding by itself takes three times as long as within another pass.
+        assert not [line for line in passes(encoder) if line.startswith("FakeQuantize")]
 
 
 def rank_correlation(ours, right):
@@ -334,7 +370,7 @@ def test_a_calibration_comes_back_from_its_file_and_gives_the_same_vectors(tiny_
 def test_a_calibration_that_does_not_belong_or_is_damaged_is_refused(tiny_checkpoint, tiny_folder, tmp_path):
     calibration = calibrate_int8(load_checkpoint(tiny_folder), ragged_ids())
     other = tiny_checkpoint(intermediate_size=96)
-    with pytest.raises(CheckpointError, match=r"digest .* got one of weights with the digest"):
+    with pytest.raises(CheckpointError, match=r"the weights of the 2 layers .* in layer 0, 1\. Calibrate"):
         encoder_of(other, calibration=calibration)
     with pytest.raises(CheckpointError, match=r"product 0\.qkv in the calibration, got none"):
         encoder_of(tiny_folder, calibration=replace(calibration, ranges={}))
@@ -344,11 +380,29 @@ def test_a_calibration_that_does_not_belong_or_is_damaged_is_refused(tiny_checkp
         Calibration.load(path)
     with pytest.raises(CheckpointError, match=r"missing\.npz"):
         Calibration.load(tmp_path / "missing.npz")
-    np.savez(tmp_path / "foreign.npz", format=99)
-    with pytest.raises(CheckpointError, match="format 99"):
-        Calibration.load(tmp_path / "foreign.npz")
+    for number in (1, 99):  # the first knew the first layer alone
+        np.savez(tmp_path / "foreign.npz", format=number, encoder="0123456789abcdef", num_tokens=7)
+        with pytest.raises(CheckpointError, match=rf"of format 2, got .*format {number}\. Calibrate again"):
+            Calibration.load(tmp_path / "foreign.npz")
     with pytest.raises(CheckpointError, match="place to write the calibration"):
         calibration.save(tmp_path / "no folder" / "tiny.npz")
+
+
+@int8_here
+def test_a_calibration_is_of_every_layer_that_is_used(tiny_checkpoint, tiny_folder):
+    calibration = calibrate_int8(load_checkpoint(tiny_folder), ragged_ids())
+
+    def turned(weights):
+        (name,) = [name for name in weights if name.endswith("layer.1.output.dense.weight")]
+        weights[name] = -weights[name]
+
+    tuned = tiny_checkpoint(edit_weights=turned)
+    with pytest.raises(CheckpointError, match=r"other weights, or none, in layer 1\. Calibrate this encoder"):
+        encoder_of(tuned, calibration=calibration)
+    with pytest.raises(CheckpointError, match=r"other weights, or none, in layer 1\."):
+        encoder_of(tiny_folder, calibration=replace(calibration, encoder=calibration.encoder[:1]))
+    first = encoder_of(tuned, calibration=calibration, num_layers=1)
+    assert first.embed(pack(ragged_ids(), CPU)).shape == (len(LENGTHS), 32)
 
 
 def test_calibrating_on_nothing_is_refused(tiny_folder):
@@ -364,7 +418,7 @@ def product_in_8_bits(found, weight, bias, scale, shift):
 
     base = op.parameter([-1, weight.shape[1]], np.float32)
     node = op.add(op.multiply(base, op.constant(scale)), op.constant(shift))
-    write = int8_product(Calibration("abc", {"0.up": found}, 1))
+    write = int8_product(Calibration(("abc",), {"0.up": found}, 1))
     output = op.result(write(Input(node, base, scale, shift), weight, bias, "0.up"))
     settings = {"INFERENCE_PRECISION_HINT": "f32"}
     compiled = openvino_core().compile_model(openvino.Model([output], [base]), "CPU", settings)
@@ -483,6 +537,15 @@ def test_texts_that_share_a_row_do_not_see_each_other(tiny_checkpoint, family):
     torch.testing.assert_close(together, alone, atol=5e-6, rtol=0)
 
 
+def test_slots_that_have_no_position_hold_texts_that_share_a_row(tiny_checkpoint, huggingface_hidden):
+    folder = tiny_checkpoint(**FAMILIES["modernbert"], max_position_embeddings=50)
+    token_ids = ragged_ids([50, 33, 31, 30, 29, 5])
+    encoder = encoder_of(folder)
+    assert max(graph_inputs(pack(token_ids, CPU), encoder._architecture)[3] % 64) >= 60
+    expected = torch.cat(huggingface_hidden(folder, token_ids))
+    torch.testing.assert_close(encoder.hidden(pack(token_ids, CPU)), expected, atol=1e-4, rtol=0)
+
+
 def test_of_the_slots_of_attention_85_in_100_hold_a_token_of_explanations(graded):
     lengths = [len(ids) for texts in graded[1] for ids in texts]
     slots = 0
@@ -513,16 +576,36 @@ def test_a_missing_openvino_is_said_with_its_remedy(tiny_folder, monkeypatch):
         encoder_of(tiny_folder)
 
 
+def test_threads_that_begin_together_share_one_core(monkeypatch):
+    made = []
+
+    def new_core():
+        time.sleep(0.05)
+        made.append(object())
+        return made[-1]
+
+    monkeypatch.setattr(openvino_module, "_import_openvino", lambda: SimpleNamespace(Core=new_core))
+    fresh = functools.cache(openvino_module._made_core.__wrapped__)
+    monkeypatch.setattr(openvino_module, "_made_core", fresh)
+    start = threading.Barrier(4)
+
+    def begin(_):
+        start.wait(timeout=20)
+        return openvino_core()
+
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(begin, range(4)))
+    assert len(made) == 1
+    assert found == made * 4
+
+
 def test_a_signal_after_encoders_came_and_went_is_only_a_signal():
     code = """
 import gc, signal
 from fastreward import Scorer
 
-for dtype in ("float32", "bfloat16", "float32"):
-    try:
-        Scorer(backend="openvino", device="cpu", dtype=dtype).score(["a"], ["b"])
-    except Exception as error:  # this CPU has no bf16 products
-        print(error)
+for dtype in ("float32", None, "float32"):  # None: bfloat16 where this CPU multiplies it
+    print(float(Scorer(backend="openvino", device="cpu", dtype=dtype).score(["a"], ["a"])))
     gc.collect()
 junk = [bytes(11_568) for _ in range(10_000)]  # where a stack that is gone would have been
 signal.signal(signal.SIGALRM, lambda number, frame: print("a signal"))
@@ -530,4 +613,6 @@ signal.raise_signal(signal.SIGALRM)
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, (run.returncode, run.stderr)
-    assert run.stdout.endswith("a signal\n")
+    *scores, said = run.stdout.splitlines()
+    assert [float(score) for score in scores] == pytest.approx([1.0] * 3, abs=1e-2)
+    assert said == "a signal"

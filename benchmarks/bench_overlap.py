@@ -3,13 +3,13 @@
     python -m pytest benchmarks/bench_overlap.py --benchmark-only [--quick] [--rounds N]
 
 The encoder is a stand-in that waits, without holding the interpreter's lock, for as long as tokenising takes
-alone: the hardest case, for with any other ratio one of the two hides more easily. Perfect overlap would be a
-ratio of 1; no overlap 2. Batches are those of a GPU, 65,536 tokens; the first has nothing to overlap.
+alone in the same round: the hardest case, for with any other ratio one of the two hides more easily. Perfect
+overlap would be a ratio of 1; no overlap 2. What is judged is the median of the rounds' ratios. Batches are
+those of a GPU, 65,536 tokens; the first has nothing to overlap.
 """
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 from functools import partial
@@ -21,7 +21,7 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.bench_tokenization import texts_of
-from benchmarks.measure import CPU, Ratio, Timing, WallClock, repeated
+from benchmarks.measure import CPU, Ratio, Timing
 from benchmarks.shapes import EXPLANATIONS
 from fastreward.batching import MAX_BATCH_TOKENS
 from fastreward.encoders.checkpoint import DEFAULT_ENCODER, load_checkpoint
@@ -46,32 +46,31 @@ class WaitingEncoder:
     hidden_size = 1
 
     def __init__(self, seconds_per_token: float) -> None:
-        self._seconds_per_token = seconds_per_token
+        self.seconds_per_token = seconds_per_token
         self.waits: list[float] = []
 
     def embed(self, batch: PackedBatch) -> Tensor:
-        self.waits.append(batch.num_tokens * self._seconds_per_token)
+        vectors = torch.zeros(len(batch.lengths), 1)  # before the wait, as an encoder launches its work
+        self.waits.append(batch.num_tokens * self.seconds_per_token)
         time.sleep(self.waits[-1])
-        return torch.zeros(len(batch.lengths), 1)
+        return vectors
 
 
-def engine_that_waits(tokenizer: Tokenizer, texts: list[str]) -> tuple[Engine, Callable[[], object]]:
-    """An engine whose encoder waits as long as tokenising, returned too, takes for the same texts."""
+def engine_that_waits(tokenizer: Tokenizer) -> tuple[Engine, WaitingEncoder]:
+    """An engine with that tokenizer, and the encoder in it, which does not wait yet."""
     scorer = Scorer(
         DEFAULT_ENCODER, backend="packed", device="cpu", max_batch_tokens=MAX_BATCH_TOKENS["cuda"]
     )
     engine = scorer._engine
     engine.batcher._tokenizer = tokenizer
-    tokenize = partial(tokenizer.content, texts)
-    tokens = sum(map(len, tokenize()))  # and the word cache is warm
-    tokenize()
-    seconds = []
-    for _ in range(7):
-        start = time.perf_counter()
-        tokenize()
-        seconds.append(time.perf_counter() - start)
-    engine.encoder = WaitingEncoder(statistics.median(seconds) / tokens)  # type: ignore[assignment]  # all that is called
-    return engine, tokenize
+    engine.encoder = encoder = WaitingEncoder(0.0)  # type: ignore[assignment]  # all that is called
+    return engine, encoder
+
+
+def seconds_of(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +85,6 @@ def table(show: Callable[[Table], None]) -> Table:
 @pytest.mark.parametrize("cached", [False, True], ids=["tokenizer", "word-cache"])
 def test_overlap(
     cached: bool,
-    interleave: Callable[..., dict[str, Timing]],
     benchmark: Any,
     table: Table,
     quick: bool,
@@ -98,24 +96,34 @@ def test_overlap(
     tokenizer = Tokenizer.from_file(file, max_length=MAX_LENGTH, **options)
     repeats = 10 if quick else 60
     texts = [f"{number} {text}" for number in range(repeats) for text in texts_of(EXPLANATIONS, None)]
-    engine, tokenize = engine_that_waits(tokenizer, texts)
-    encoder = engine.encoder
-    assert isinstance(encoder, WaitingEncoder)
-    engine.embed(texts)
-    waits, encoder.waits = encoder.waits, []
+    engine, encoder = engine_that_waits(tokenizer)
+    tokenize = partial(tokenizer.content, texts)
+    tokens = sum(map(len, tokenize()))  # and the word cache is warm
 
     def wait() -> None:
-        for seconds in waits:
+        for seconds in encoder.waits:
             time.sleep(seconds)
 
-    both = repeated(partial(engine.embed, texts))
-    variants = {"tokenising": repeated(tokenize), "waiting": repeated(wait), "both": both}
-    timings = interleave(variants, WallClock(CPU), rounds)
+    def all_three() -> None:
+        """A round: tokenising; both, the encoder waiting for as long as that took; and the waits alone."""
+        taken["tokenising"].append(seconds_of(tokenize))
+        encoder.seconds_per_token = taken["tokenising"][-1] / tokens
+        encoder.waits.clear()
+        taken["both"].append(seconds_of(partial(engine.embed, texts)))
+        taken["waiting"].append(seconds_of(wait))
+
+    taken: dict[str, list[float]] = {name: [] for name in ("tokenising", "waiting", "both")}
+    all_three()  # warms up
+    for values in taken.values():
+        values.clear()
+    benchmark.pedantic(all_three, rounds=2 * rounds)
+    timings = {name: Timing(tuple(values)) for name, values in taken.items()}
     ratios = {name: Ratio(slow=timings["both"], fast=timings[name]) for name in ("tokenising", "waiting")}
+    verdict = "met" if max(ratio.quantile(0.5) for ratio in ratios.values()) <= ASKED else "MISSED"
     table.add_row(
         "word cache, warm" if cached else "tokenizers",
-        *(f"{timings[name].p50:.3f} s" for name in variants),
-        *(f"{r.of_medians:.2f} ({r.quantile(0.2):.2f} – {r.quantile(0.8):.2f})" for r in ratios.values()),
-        f"≤ {ASKED}",
+        *(f"{timings[name].p50:.3f} s" for name in taken),
+        *(f"{r.quantile(0.5):.2f} ({r.quantile(0.2):.2f} – {r.quantile(0.8):.2f})" for r in ratios.values()),
+        f"≤ {ASKED} {verdict}",
     )
     benchmark.extra_info.update({name: ratio.as_json() for name, ratio in ratios.items()} | {"asked": ASKED})

@@ -63,8 +63,9 @@ class HostBatch:
         return len(self.input_ids)
 
     def to(self, device: torch.device) -> PackedBatch:
-        """Copy it to a device; a GPU's copy is not waited for."""
-        on_device = upload((self.input_ids, self.position_ids, self.cu_seqlens), device)
+        """Take it to a device: a GPU's copy is not waited for, a CPU's shares this one's memory."""
+        arrays = (self.input_ids, self.position_ids, self.cu_seqlens)
+        on_device = list(map(torch.from_numpy, arrays)) if device.type == "cpu" else upload(arrays, device)
         return PackedBatch(on_device[0], on_device[1], on_device[2], self.lengths)
 
 
@@ -88,9 +89,10 @@ def lay_out(
     lengths = np.fromiter(map(len, texts), dtype=np.int32, count=len(texts)) + np.int32(specials)
     cu_seqlens = np.zeros(len(texts) + 1, dtype=np.int32)
     np.cumsum(lengths, out=cu_seqlens[1:])
-    framed = b"".join([piece for ids in texts for piece in (prefix, ids.data, suffix)])
+    framed = bytearray().join([piece for ids in texts for piece in (prefix, ids.data, suffix)])
     input_ids = np.frombuffer(framed, dtype=np.int32)
-    position_ids = np.arange(len(input_ids), dtype=np.int32) - np.repeat(cu_seqlens[:-1], lengths)
+    position_ids = np.arange(len(input_ids), dtype=np.int32)
+    position_ids -= np.repeat(cu_seqlens[:-1], lengths)
     return HostBatch(input_ids, position_ids, cu_seqlens, tuple(lengths.tolist()))
 
 

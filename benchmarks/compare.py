@@ -102,9 +102,30 @@ def _milliseconds(processes: Sequence[Sequence[float]]) -> str:
 
 
 def compared(base: Sequence[Rounds], tree: Sequence[Rounds]) -> list[Compared]:
-    """Put together what every process of both trees has timed; the rest is left out."""
+    """Put together what every process of both trees has timed; `left_out` names the rest.
+
+    Raises:
+        CompareError: If there is no such benchmark.
+    """
     shared = [name for name in tree[0] if all(name in process for process in (*base, *tree))]
+    if not shared:
+        reasons = "; ".join(f"{name}: {why}" for name, why in left_out(base, tree).items())
+        raise CompareError(f"the trees share no benchmark: {reasons}")
     return [Compared(name, [p[name] for p in base], [p[name] for p in tree]) for name in shared]
+
+
+def left_out(base: Sequence[Rounds], tree: Sequence[Rounds]) -> dict[str, str]:
+    """The benchmarks that not every process of both trees has timed, each with the reason."""
+    in_base, in_tree = (set[str]().union(*processes) for processes in (base, tree))
+    everywhere = set.intersection(*(set(process) for process in (*base, *tree)))
+    return {
+        name: "not in the base"
+        if name not in in_base
+        else "only in the base"
+        if name not in in_tree
+        else "not timed by every process"
+        for name in sorted((in_base | in_tree) - everywhere)
+    }
 
 
 # --------------------------------------------------------------------------- processes
@@ -208,13 +229,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     who = name if side == base else "the working tree"
                     console.print(f"{turn + 1} of {options.turns}: {who} …")
                     done.append(timed(side, suites, passed_on, Path(folder) / "results.json"))
+            found = compared(rounds[base], rounds[tree])
         except CompareError as error:
             print(error, file=sys.stderr)
             return 2
-    found = compared(rounds[base], rounds[tree])
     console.print(as_table(found, name, options.turns))
-    for new in sorted(set(rounds[tree][0]) - {row.name for row in found}):
-        console.print(f"{escape(new)}: not in the base", soft_wrap=True)
+    for benchmark, why in left_out(rounds[base], rounds[tree]).items():
+        console.print(f"{escape(benchmark)}: {why}", soft_wrap=True)
     return fails(found, options.fail_above)
 
 

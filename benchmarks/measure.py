@@ -27,6 +27,7 @@ from rich.console import Console
 from torch import Tensor
 
 import fastreward
+from fastreward.benchmarking import average_ranks
 from fastreward.ops.linear import Linear
 
 CPU: Final = torch.device("cpu")
@@ -340,14 +341,8 @@ def spearman(values: Tensor, others: Tensor) -> float:
     """Spearman's rank correlation of two [N], ties sharing their mean rank; NaN where a value is NaN."""
     if not bool(torch.isfinite(values).all()) or not bool(torch.isfinite(others).all()):
         return float("nan")
-    pair = torch.stack([_ranks(values), _ranks(others)])
-    return float(torch.corrcoef(pair)[0, 1])
-
-
-def _ranks(values: Tensor) -> Tensor:
-    _, group, counts = values.double().cpu().unique(return_inverse=True, return_counts=True)
-    last = counts.cumsum(0).double()
-    return (last - (counts - 1) / 2)[group]
+    ranks = np.stack([average_ranks(values), average_ranks(others)])
+    return float(torch.from_numpy(ranks).corrcoef()[0, 1])
 
 
 def provenance(device: torch.device) -> dict[str, Any]:

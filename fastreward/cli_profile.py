@@ -18,7 +18,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -116,32 +116,38 @@ def profile(
     folder = Path(time.strftime("fastreward-profile-%Y%m%d-%H%M%S")) if out is None else out
     was_there = folder.exists()
     recordings = _new_folder(folder)
-    if replay or reference is not None:
+    replays = replay or reference is not None
+    if replays:
         _ask_for_texts(recordings, reference)
-    try:
-        run = run_command(command, recordings)
-    except InputError:
-        _remove(folder, recordings, was_there)
-        raise
-    try:
-        if not _conclude(run, folder, recordings, replay or reference is not None):
+    report: Report | None = None
+    with _forwarding() as forward_to:  # until the report is written: to a command that has ended nothing goes
+        try:
+            run = run_command(command, recordings, forward_to)
+        except InputError:
             _remove(folder, recordings, was_there)
-    except (FastRewardError, OSError) as error:
-        typer.echo(f"fastreward profile: {error}", err=True)
-    except Exception:  # the command's exit code stands, whatever became of the report
-        typer.echo(f"fastreward profile has a bug:\n{traceback.format_exc()}", err=True)
+            raise
+        with _said():
+            report = _report_on(run, folder, recordings)
+            if report is None:
+                _remove(folder, recordings, was_there)
+    if report is not None:
+        with _said():
+            _conclude(report, run, folder, recordings, replays)
     raise typer.Exit(run.exit_code)
 
 
 # --------------------------------------------------------------------------- the command
 
 
-def run_command(command: list[str], recordings: Path) -> Run:
+def run_command(
+    command: list[str], recordings: Path, forward_to: Callable[[subprocess.Popen[bytes]], None]
+) -> Run:
     """Run a command with the recorder in each of its Python processes.
 
     Args:
         command: The command.
         recordings: A folder for what they record.
+        forward_to: Is told of the command's process, which signals are for from then on.
 
     Raises:
         InputError: If there is no such command.
@@ -157,17 +163,16 @@ def run_command(command: list[str], recordings: Path) -> Run:
             trl_startup.VARIABLE: str(recordings.resolve()),
         }
         began_ns = time.time_ns()
-        with _forwarding() as forward_to:
-            try:
-                child = subprocess.Popen(command, env=environment)
-            except OSError as error:
-                raise InputError(
-                    "a command that can be run",
-                    f"{shlex.join(command)} ({error.strerror})",
-                    "Write it as you would without: fastreward profile -- python my_training.py",
-                ) from error
-            forward_to(child)
-            code = child.wait()
+        try:
+            child = subprocess.Popen(command, env=environment)
+        except OSError as error:
+            raise InputError(
+                "a command that can be run",
+                f"{shlex.join(command)} ({error.strerror})",
+                "Write it as you would without: fastreward profile -- python my_training.py",
+            ) from error
+        forward_to(child)
+        code = child.wait()
         return Run(command, began_ns, time.time_ns(), 128 - code if code < 0 else code)
 
 
@@ -178,7 +183,7 @@ def _forwarding() -> Iterator[Callable[[subprocess.Popen[bytes]], None]]:
     early: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
-        if number in FROM_TERMINAL and _is_in_the_foreground():
+        if children and number in FROM_TERMINAL and _is_in_the_foreground():
             return  # the terminal has sent it to the child as well
         early.append(number)
         for child in children:
@@ -241,67 +246,45 @@ def _ask_for_texts(recordings: Path, reference: str | None) -> None:
 # --------------------------------------------------------------------------- the report
 
 
-def _conclude(run: Run, folder: Path, recordings: Path, replays: bool) -> bool:
-    """Report on what was recorded, or say why nothing was; return whether something was."""
-    from rich.console import Console
+@contextmanager
+def _said() -> Iterator[None]:
+    """Say what goes wrong: the command's exit code stands, whatever becomes of the report."""
+    try:
+        yield
+    except (FastRewardError, OSError) as error:
+        typer.echo(f"fastreward profile: {error}", err=True)
+    except Exception:
+        typer.echo(f"fastreward profile has a bug:\n{traceback.format_exc()}", err=True)
 
+
+def _report_on(run: Run, folder: Path, recordings: Path) -> Report | None:
+    """Report on what was recorded in the folder; say why nothing was."""
+    from fastreward.integrations.trl_startup import why_nothing
     from fastreward.profiling import Timeline
     from fastreward.profiling.files import SUFFIX
 
     if not any(recordings.glob(f"*{SUFFIX}")):
-        typer.echo(f"fastreward profile: {_why_nothing(recordings)}", err=True)
-        return False
-    with _undisturbed():
-        report = Timeline.merge(recordings, keep_steps=KEPT_STEPS)
-        _write(report, run, folder, None)
+        typer.echo(f"fastreward profile: nothing was recorded: {why_nothing(str(recordings))}", err=True)
+        return None
+    report = Timeline.merge(recordings, keep_steps=KEPT_STEPS)
+    _write(report, run, folder, None)
+    return report
+
+
+def _conclude(report: Report, run: Run, folder: Path, recordings: Path, replays: bool) -> None:
+    """Replay the texts if that is wanted, and show what was found."""
+    from rich.console import Console
+
     replayed = _replayed_or_why_not(recordings, folder, report) if replays else None
-    if replayed is not None:
-        _write(report, run, folder, replayed)
-    # A log file has lines as long as the tables need.
-    width = None if sys.stderr.isatty() else WIDTH
-    console = Console(stderr=True, markup=False, highlight=False, width=width)
-    _show(report, run, console, replayed)
-    console.print(f"{folder}: report.html, timeline.json, trace.json (for ui.perfetto.dev)", soft_wrap=True)
-    return True
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Overhear Ctrl-C: whoever is impatient presses it more than once."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _why_nothing(recordings: Path) -> str:
-    """Why there is no recording, from what the processes wrote down."""
-    from fastreward.integrations.trl_startup import SEEN
-
-    path = recordings / SEEN
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    seen = {line.split(" ", 2)[1] for line in lines}
-    if "import" in seen:
-        return "nothing was recorded: the Python of the command cannot import fastreward (see above)."
-    if "train" in seen:
-        return (
-            "nothing was recorded: a trainer began, and failed before its first step or could not be watched."
-        )
-    if "trainer" in seen:
-        return (
-            "nothing was recorded: the command imported trainers, but none of them was trained, or only by a "
-            "class whose train() does not call that of transformers.Trainer: Timeline records such a loop."
-        )
-    if "python" in seen:
-        return (
-            "nothing was recorded: the command trains with no trainer of TRL or transformers. Any other loop "
-            "is recorded by fastreward.profiling.Timeline."
-        )
-    return (
-        "nothing was recorded: the command started no Python that can be watched. Python's options -I, -E "
-        "and -S switch that off, as does a PYTHONPATH that the command sets anew."
-    )
+    with _forwarding():  # to nobody: whoever is impatient presses Ctrl-C more than once
+        if replayed is not None:
+            _write(report, run, folder, replayed)
+        # A log file has lines as long as the tables need.
+        width = None if sys.stderr.isatty() else WIDTH
+        console = Console(stderr=True, markup=False, highlight=False, width=width)
+        _show(report, run, console, replayed)
+        files = "report.html, timeline.json, trace.json (for ui.perfetto.dev)"
+        console.print(f"{folder}: {files}", soft_wrap=True)
 
 
 def _replayed_or_why_not(recordings: Path, folder: Path, report: Report) -> ReplayResult | None:
@@ -323,23 +306,30 @@ def _replayed(recordings: Path, folder: Path, report: Report) -> ReplayResult | 
     from fastreward.rewards import SemanticReward
 
     costly = {row.name for row in report.rewards if row.total_s >= COSTLY * report.wall_s}
+    calls = cut_off = 0
     with (folder / "calls.jsonl").open("wb") as everything, tempfile.TemporaryDirectory() as scratch:
         worth_it = Path(scratch) / "calls.jsonl"
         with worth_it.open("wb") as target:
             for path in sorted(recordings.glob(f"*{CALLS}")):
-                for line in path.read_bytes().splitlines(keepends=True):
+                # The last line of a process that was killed may lack its end.
+                for line in (text + b"\n" for text in path.read_bytes().splitlines()):
                     everything.write(line)
-                    if _reward_of(line) in costly:
+                    name = _reward_of(line)
+                    calls += 1
+                    cut_off += name is None
+                    if name in costly:
                         target.write(line)
                 path.unlink()
         if not worth_it.stat().st_size:
-            typer.echo("fastreward profile: nothing to replay: no reward takes 1 % of the steps.", err=True)
+            why = "no reward takes 1 % of the steps" if calls else "no call of a reward was kept"
+            typer.echo(f"fastreward profile: nothing to replay: {why}.", err=True)
             return None
-        return replay(worth_it, SemanticReward())
+        found = replay(worth_it, SemanticReward())
+        return replace(found, broken_lines=found.broken_lines + cut_off)
 
 
 def _reward_of(line: bytes) -> str | None:
-    """Whose call a line is; ``None`` of one that was cut off, as by a full disk."""
+    """Whose call a line is; ``None`` of one that was cut off, as by a full disk or the process's end."""
     try:
         return str(json.loads(line)["reward"])
     except ValueError:
@@ -360,10 +350,14 @@ def _write(report: Report, run: Run, folder: Path, replayed: ReplayResult | None
         "replay": None if replayed is None else replayed.as_json(),
         "report": report.as_json(),
     }
-    (folder / "timeline.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
     trace = {"traceEvents": report.chrome_trace(), "displayTimeUnit": "ms"}
-    (folder / "trace.json").write_text(json.dumps(trace), encoding="utf-8")
-    write_page(report, folder / "report.html", title=shlex.join(run.command), replayed=replayed)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as scratch:
+        made = Path(scratch)
+        (made / "timeline.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+        (made / "trace.json").write_text(json.dumps(trace), encoding="utf-8")
+        write_page(report, made / "report.html", title=shlex.join(run.command), replayed=replayed)
+        for path in list(made.iterdir()):  # whole: what was there stays until then
+            path.replace(folder / path.name)
 
 
 def _show(report: Report, run: Run, console: Console, replayed: ReplayResult | None) -> None:

@@ -117,7 +117,12 @@ def hooked(
     for callback in trainer.callback_handler.callbacks:
         if isinstance(known := getattr(callback, "hooks", None), Hooks):
             if timeline not in (None, known.timeline):
-                raise InputError("a trainer with one timeline", "a second one", "Use the first one's.")
+                raise InputError(
+                    "a trainer with one timeline",
+                    "a second one for it",
+                    "Use that of the first attach(trainer). A script that is run by `fastreward profile`, "
+                    "which attaches one, leaves its own attach out.",
+                )
             return known
     hooks = Hooks(trainer, Timeline() if timeline is None else timeline, on_call)
     hooks.set(log)
@@ -170,7 +175,7 @@ class Hooks:
 
     def _phase(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            # The log-probs of the loss are the loss; a generation that calls another one is one.
+            # The log-probs of the loss are the loss.
             if name == "log-probs" and self.phases.holds("loss"):
                 return method(*args, **kwargs)
             place = self.phases.push(name)
@@ -188,6 +193,7 @@ class Hooks:
             engine.generate = around("generate", engine.generate)
             engine.sync_weights = around("sync weights", engine.sync_weights)
         elif (name := next((one for one in GENERATION if hasattr(trainer, one)), None)) is not None:
+            # A generation that calls another one is one.
             for one in (name,) if name == GENERATION[0] else GENERATION:
                 self._replace(one, functools.partial(around, "generate"))
         if getattr(trainer, "rollout_func", None) is not None:
@@ -272,12 +278,14 @@ def _metrics(trainer: Any, steps: Sequence[StepReport]) -> dict[str, float]:
     kind = type(trainer).__name__
     by_vllm = getattr(trainer, "use_vllm", False) or getattr(trainer.args, "use_vllm", False)
     names = {**TRL_NAMES, "generate": "vLLM.generate" if by_vllm else "transformers.generate"}
+    # A reward has the name that TRL gives it, and a phase that would have the same is told apart.
+    rewards = {name for step in steps for name in step.rewards}
+    phases = {name: names.get(name, name) for step in steps for name in step.phases}
+    phases |= {name: f"{shown} (phase)" for name, shown in phases.items() if shown in rewards}
     sums: dict[str, float] = {}
     for step in steps:
-        values = {
-            f"{PREFIX}: {kind}.{names.get(name, name)}": seconds
-            for name, seconds in (*step.phases.items(), *step.rewards.items())
-        }
+        seconds = {phases[name]: spent for name, spent in step.phases.items()} | dict(step.rewards)
+        values = {f"{PREFIX}: {kind}.{name}": spent for name, spent in seconds.items()}
         values |= {
             "profiling/reward_exposed": step.reward_exposed_s,
             "profiling/reward_hidden": step.reward_hidden_s,

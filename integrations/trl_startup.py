@@ -117,6 +117,36 @@ def note(what: str) -> None:
         os.close(file)
 
 
+def why_nothing(folder: str) -> str:
+    """Why a folder has no recording, from what the processes have noted there."""
+    path = os.path.join(folder, SEEN)
+    seen = set()
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            seen = {line.split(" ", 2)[1] for line in file}
+    if "import" in seen:
+        return "the Python of the command cannot import fastreward (see above)."
+    if "train" in seen:
+        return (
+            "a trainer began, and failed before its first step or could not be watched, as one that the "
+            "script attaches to a timeline of its own (see above)."
+        )
+    if "trainer" in seen:
+        return (
+            "the command imported trainers, but none of them was trained, or only by a class whose train() "
+            "does not call that of transformers.Trainer: Timeline records such a loop."
+        )
+    if "python" in seen:
+        return (
+            "the command trains with no trainer of TRL or transformers. Any other loop is recorded by "
+            "fastreward.profiling.Timeline."
+        )
+    return (
+        "the command started no Python that can be watched. Python's options -I, -E and -S switch that off, "
+        "as does a PYTHONPATH that the command sets anew."
+    )
+
+
 def run_the_next_one(folder: str) -> None:
     """Run the `sitecustomize` that this one stands before, if there is one; it may raise, as it could."""
     paths = [path for path in sys.path if os.path.realpath(path) != os.path.realpath(folder)]

@@ -35,16 +35,17 @@ def in_repository(folder: Path, *arguments: str) -> None:
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """One commit, in which the work takes 5 ms, and a working tree in which it takes 20."""
+    """One commit, in which the work takes 5 ms, and a working tree in which it takes 20, of one size less."""
     folder = tmp_path / "repository"
     (folder / "fastreward").mkdir(parents=True)
     (folder / "benchmarks").mkdir()
     (folder / "fastreward" / "__init__.py").write_text(LIBRARY.format(seconds=0.005))
-    (folder / "benchmarks" / "bench_work.py").write_text(SUITE)
+    (folder / "benchmarks" / "bench_work.py").write_text(SUITE.replace('["small"]', '["small", "gone"]'))
     (folder / "benchmarks" / "pytest.ini").write_text("[pytest]\npython_files = bench_*.py\n")
     in_repository(folder, "init", "--quiet")
     in_repository(folder, "add", "--all")
     in_repository(folder, "commit", "--quiet", "--message", "five milliseconds")
+    (folder / "benchmarks" / "bench_work.py").write_text(SUITE)
     (folder / "fastreward" / "__init__.py").write_text(LIBRARY.format(seconds=0.02))
     return folder
 
@@ -62,6 +63,7 @@ def test_what_takes_four_times_as_long_fails_and_the_repository_stays_as_it_was(
     output = capsys.readouterr()
     assert "slower" in output.out
     assert "benchmarks/bench_new.py: not in the base" in output.out
+    assert "test_work[gone]: only in the base" in output.out
     assert "1.5 allowed" in output.err
     (line,) = [line for line in output.out.splitlines() if "test_work[small]" in line]
     base, tree, ratio = (float(cell.split()[0]) for cell in line.split("│")[2:5])
@@ -157,3 +159,23 @@ def test_only_what_every_process_timed_is_compared(compare: ModuleType) -> None:
     tree = [{"a": [2.0], "new": [1.0], "flaky": [1.0]}, {"a": [2.0], "new": [1.0]}]
     (found,) = compare.compared(base, tree)
     assert (found.name, found.ratio) == ("a", 2.0)
+    assert compare.left_out(base, tree) == {
+        "flaky": "not in the base",
+        "gone": "only in the base",
+        "new": "not in the base",
+    }
+    assert compare.left_out([base[0], {"a": [1.0]}], base) == {"gone": "not timed by every process"}
+
+
+def test_trees_that_share_no_benchmark_are_no_success(
+    compare: ModuleType,
+    repository: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def timed(tree: Path, *_: object) -> dict[str, list[float]]:
+        return {"new" if tree == repository else "gone": [1.0]}
+
+    monkeypatch.setattr(compare, "timed", timed)  # what takes the time, and is run above
+    assert run(compare, repository, "--suites", "benchmarks/bench_work.py") == 2
+    assert "share no benchmark: gone: only in the base; new: not in the base" in capsys.readouterr().err

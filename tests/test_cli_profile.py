@@ -10,14 +10,16 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from fastreward import cli_profile, rewards
 from fastreward.integrations import trl_startup
-from fastreward.profiling import Timeline
+from fastreward.profiling import Report, Timeline, page
 
 ROOT = Path(__file__).resolve().parents[1]
 PROFILE = [sys.executable, "-m", "fastreward", "profile"]
@@ -144,8 +146,12 @@ def test_ctrl_c_ends_the_training_and_the_report_is_written(tmp_path: Path):
 @pytest.mark.slow
 def test_ranks_of_which_one_fails_give_one_report_and_its_exit_code(tmp_path: Path):
     pytest.importorskip("trl", reason="needs the extra trl")
+    pytest.importorskip("accelerate", reason="needs the extra trl")
     training = script(tmp_path, TRAINING)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    # It runs what torchrun runs. With --cpu it would start one process alone.
+    options = ("--multi_gpu", "--num_processes=2", "--num_machines=1", "--main_process_port=0")
+    as_it_is = ("--mixed_precision=no", "--dynamo_backend=no")
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", *options, *as_it_is]
     code, _, stderr = finished(tmp_path / "out", *launcher, training, str(tmp_path), "3")
     assert code == 1, stderr[-3000:]
     assert "the judge has left" in stderr
@@ -270,16 +276,24 @@ def test_a_folder_with_an_earlier_profile_is_left_alone(tmp_path: Path):
 CALL = json.dumps({"reward": "judge", "seconds": 0.01, "completions": ["a"], "references": ["b"]}) + "\n"
 
 
-def recorded(folder: Path, steps: int, calls: tuple[str, ...] = ()) -> cli_profile.Run:
-    """Leave behind what a command does: recordings of some steps, and lines of calls."""
+def recorded(folder: Path, steps: int, *calls: str) -> cli_profile.Run:
+    """Leave behind what a command does: recordings of some steps, and the calls of each rank."""
     began_ns = time.time_ns()
     with Timeline(folder=folder / "recordings", device_clock=None) as timeline:
         judge = timeline.wrap(lambda completions: time.sleep(0.01), name="judge")
         for _ in range(steps):
             with timeline.step():
                 judge(completions=["a"])
-    (folder / "recordings" / "rank0.calls.jsonl").write_text("".join(calls), encoding="utf-8")
+    for rank, lines in enumerate(calls):
+        (folder / "recordings" / f"rank{rank}.calls.jsonl").write_text(lines, encoding="utf-8")
     return cli_profile.Run(["train"], began_ns, time.time_ns(), 0)
+
+
+def conclude(run: cli_profile.Run, folder: Path, *, replays: bool) -> None:
+    """Write and show the report, as it is done when the command has ended."""
+    report = cli_profile._report_on(run, folder, folder / "recordings")
+    assert report is not None
+    cli_profile._conclude(report, run, folder, folder / "recordings", replays)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no weights"), KeyboardInterrupt()], ids=["fails", "Ctrl-C"])
@@ -289,9 +303,9 @@ def test_a_replay_that_does_not_end_well_costs_no_report(
     def broken() -> None:
         raise error
 
-    run = recorded(tmp_path, 2, (CALL,))
+    run = recorded(tmp_path, 2, CALL)
     monkeypatch.setattr(rewards, "SemanticReward", broken)
-    assert cli_profile._conclude(run, tmp_path, tmp_path / "recordings", replays=True)
+    conclude(run, tmp_path, replays=True)
     assert "not replayed: " in capsys.readouterr().err
     assert facts_of(tmp_path)["report"]["steps"] == 2
     assert (tmp_path / "report.html").exists()
@@ -300,11 +314,71 @@ def test_a_replay_that_does_not_end_well_costs_no_report(
 def test_a_call_that_was_cut_off_is_counted_and_the_others_are_replayed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    run = recorded(tmp_path, 1, (CALL, CALL[:9] + "\n", CALL))
+    # A process that is killed leaves half a line, without its end; the next rank's file comes behind it.
+    run = recorded(tmp_path, 1, CALL + CALL[:9], CALL)
     monkeypatch.setattr(rewards, "SemanticReward", lambda: lambda completions, reference: [1.0])
-    cli_profile._conclude(run, tmp_path, tmp_path / "recordings", replays=True)
+    conclude(run, tmp_path, replays=True)
     replayed = facts_of(tmp_path)["replay"]
     assert [row["calls"] for row in replayed["rewards"]] == [2]
+    assert replayed["broken_lines"] == 1
+    assert (tmp_path / "calls.jsonl").read_text(encoding="utf-8") == f"{CALL}{CALL[:9]}\n{CALL}"
+
+
+def test_where_no_call_was_kept_that_is_why_nothing_is_replayed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    conclude(recorded(tmp_path, 1), tmp_path, replays=True)
+    assert "nothing to replay: no call of a reward was kept" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["before the report", "while it is written"])
+def test_signals_after_the_commands_end_cost_no_report(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    code = """
+        import os
+        from fastreward.profiling import Timeline
+        with Timeline(folder=os.environ["FASTREWARD_PROFILE"], device_clock=None) as timeline:
+            with timeline.step(), timeline.phase("generate"):
+                pass
+        """
+    module, name = (cli_profile, "_report_on") if place.startswith("before") else (page, "write_page")
+    function, came = getattr(module, name), []
+
+    def disturbed(*args: Any, **kwargs: Any) -> Any:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+            came.append(number)
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, disturbed)
+    handlers = [signal.getsignal(number) for number in cli_profile.FORWARDED]
+    with pytest.raises(typer.Exit) as ended:
+        cli_profile.profile([sys.executable, script(tmp_path, code)], out=tmp_path / "out")
+    assert (ended.value.exit_code, came) == (0, [signal.SIGINT, signal.SIGTERM])
+    assert facts_of(tmp_path / "out")["report"]["steps"] == 1
+    assert (tmp_path / "out" / "report.html").exists()
+    assert [signal.getsignal(number) for number in cli_profile.FORWARDED] == handlers
+
+
+def test_a_report_that_cannot_be_written_again_stays_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = recorded(tmp_path, 2)
+    report = cli_profile._report_on(run, tmp_path, tmp_path / "recordings")
+    assert report is not None
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    assert {path.name for path in before} == {"report.html", "timeline.json", "trace.json"}
+
+    def cut_off(report: Report, path: Path, **options: Any) -> None:
+        path.write_text("half a p")
+        raise OSError("no space is left")
+
+    monkeypatch.setattr(page, "write_page", cut_off)
+    with pytest.raises(OSError, match="no space"):
+        cli_profile._write(report, replace(run, exit_code=9), tmp_path, None)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"recordings"}
 
 
 def test_steps_that_are_not_kept_one_by_one_are_not_taken_for_the_start(
@@ -312,7 +386,7 @@ def test_steps_that_are_not_kept_one_by_one_are_not_taken_for_the_start(
 ):
     monkeypatch.setattr(cli_profile, "KEPT_STEPS", 2)
     run = recorded(tmp_path, 10)
-    cli_profile._conclude(run, tmp_path, tmp_path / "recordings", replays=False)
+    conclude(run, tmp_path, replays=False)
     facts = facts_of(tmp_path)
     assert len(facts["report"]["kept_steps"]) == 2
     assert facts["steps_s"] >= 0.1  # ten steps of ten milliseconds
@@ -323,6 +397,19 @@ def test_steps_that_are_not_kept_one_by_one_are_not_taken_for_the_start(
 
 
 # --------------------------------------------------------------------------- the hook in each process
+
+
+def test_a_module_that_is_run_is_watched_like_a_script(
+    tmp_path: Path, packages: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (packages / "mine.py").write_text(
+        "from transformers.trainer import Trainer; print(Trainer().train(7))", encoding="utf-8"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(packages))
+    code, stdout, stderr = finished(tmp_path / "out", sys.executable, "-m", "mine")
+    assert (code, stdout) == (0, "7\n")
+    assert "this process is not recorded" in stderr  # it is seen, and is no real trainer
+    assert "a trainer began" in stderr
 
 
 def with_hook(tmp_path: Path, code: str, *before: Path) -> subprocess.CompletedProcess[str]:

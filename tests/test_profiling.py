@@ -23,11 +23,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from fastreward.errors import InputError
 from fastreward.profiling import Report, Timeline
+from fastreward.profiling.files import EventFile, read_folder
 from fastreward.profiling.report import PhaseReport, RewardReport
+from fastreward.profiling.spans import Process, Step
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -562,6 +566,9 @@ def test_where_warnings_are_errors_its_own_still_stop_nothing() -> None:
         lambda: Timeline(generation="generate"),
         lambda: Timeline().phase(""),
         lambda: Timeline().phase(len),
+        lambda: Timeline().next_step(1.5),
+        lambda: Timeline().next_step("1"),
+        lambda: Timeline().next_step(torch.tensor(1.5)),
         lambda: Timeline().wrap("a model's name"),
         lambda: Timeline.merge("/no/such/folder"),
     ],
@@ -771,6 +778,64 @@ def test_a_forked_process_records_for_itself(tmp_path: Path) -> None:
     assert reward_row(report, "len").count == 2
     assert (row(report, "around the fork").count, row(report, "in the child").count) == (1, 1)
     assert report.failures == 0
+
+
+def test_a_worker_of_multiprocessing_that_is_forked_writes_what_it_did_last(tmp_path: Path) -> None:
+    path = script(
+        tmp_path,
+        """
+        import multiprocessing
+        timeline = Timeline(folder=folder, device_clock=None)
+        reward = timeline.wrap(len)
+
+        def work():
+            with timeline.step(5):
+                reward(["in the worker"])
+
+        worker = multiprocessing.get_context("fork").Process(target=work)
+        worker.start()
+        worker.join()
+        assert worker.exitcode == 0
+        print(json.dumps(stamps))
+        """,
+    )
+    stamps_of(start(path, tmp_path / "events", "trainer"))
+    report = Timeline.merge(tmp_path / "events")
+    found = reward_row(report, "len")
+    assert (found.count, found.hung) == (1, 0)
+    assert [step.number for step in report.kept_steps] == [5]
+    assert report.failures == 0
+
+
+def test_steps_may_be_counted_by_numpy_and_pytorch(tmp_path: Path) -> None:
+    timeline = Timeline(folder=tmp_path)
+    for number in (np.int64(3), torch.tensor(4), np.array(5)):
+        with timeline.step(number), timeline.phase("generate"):
+            pass
+        timeline._recorder.flush()
+    timeline.next_step()
+    timeline.close()
+    report = Timeline.merge(tmp_path)
+    assert [step.number for step in report.kept_steps] == [3, 4, 5, 6]
+    assert row(report, "generate").count == 3
+    assert timeline.report().failures == 0
+
+
+def test_an_event_that_no_file_can_hold_costs_no_other(tmp_path: Path) -> None:
+    steps = [Step(number, number, number + 1) for number in (1, 2, 3)]
+    steps[1].number = object()  # type: ignore[assignment]
+    running = Step(object(), 4)  # type: ignore[arg-type]
+    file = EventFile(tmp_path, Process(0, 1, "here", 0))
+    state = {"until_ns": 9, "overhead_s": 0.0, "failures": 0, "recorded": 0}
+    for step in steps:
+        file.add(step)
+    with pytest.raises(TypeError, match="object is not JSON"):
+        file.flush(lambda span: True, [running], state)
+    file.add(Step(4, 4, 5))
+    file.flush(lambda span: True, [], state, last=True)
+    (found,) = read_folder(tmp_path)
+    assert [step.number for step in found.steps] == [1, 3, 4]
+    assert (found.until_ns, found.broken_lines) == (9, 0)
 
 
 def test_a_timeline_on_a_cpu_needs_no_torch(tmp_path: Path) -> None:

@@ -13,7 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastreward.profiling.accounting import FEW_RELATIVES, Stretch, account
-from fastreward.profiling.intervals import Coverage, difference, levels, measure, union, where_level
+from fastreward.profiling.intervals import (
+    Coverage,
+    Lanes,
+    difference,
+    levels,
+    measure,
+    union,
+    where_level,
+)
 from fastreward.profiling.ledger import Ledger, Totals
 from fastreward.profiling.spans import KINDS, Span, Step
 
@@ -241,8 +249,20 @@ def test_sets_of_times_are_sets(
     assert measure(joined) == len(ticks(first))
     low, high = min(a, b), max(a, b)
     inside = {tick for tick in ticks(first) if low <= tick < high}
-    assert Coverage(joined).within(low, high) == len(inside)
     assert ticks(list(Coverage(joined).parts(low, high))) == inside
+
+
+@given(intervals)
+def test_lanes_hold_side_by_side_what_overlaps_without_being_within(parts: list[tuple[int, int]]) -> None:
+    ordered = sorted((part for part in parts if part[0] < part[1]), key=lambda part: (part[0], -part[1]))
+    lanes = Lanes()
+    placed = [(lanes.place(*part), part) for part in ordered]
+    for place, ((lane, depth), (begin, end)) in enumerate(placed):
+        before = [[other for (where, _), other in placed[:place] if where == one] for one in range(lane + 1)]
+        around = [other for other in before[lane] if other[1] > begin]
+        assert all(other[1] >= end for other in around)
+        assert depth == len(around)
+        assert all(any(begin < other[1] < end for other in others) for others in before[:lane])
 
 
 @given(intervals, st.integers(1, 4))

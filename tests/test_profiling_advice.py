@@ -247,7 +247,7 @@ def test_without_rewards_or_anything_at_all_that_is_said(run: Run) -> None:
     ]
     run.span("generate", 0, 10)
     assert advice(run.report()) == [
-        "No reward was recorded: wrap it with Timeline.wrap to see what it costs.",
+        "No reward was recorded; Timeline.wrap records one in a loop of your own.",
         '"generate" takes 100 % of the run (10.0 ms in all).',
     ]
 

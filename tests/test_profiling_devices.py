@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import threading
 import time
 from collections.abc import Callable
@@ -228,6 +229,14 @@ def test_where_cuda_is_not_in_use_its_clock_neither_begins_it_nor_waits() -> Non
     assert clock.record() is None
     clock.synchronize()
     assert not torch.cuda.is_initialized()
+
+
+def test_a_clock_that_is_pickled_asks_for_the_gpu_of_where_it_arrives() -> None:
+    own, second = CudaClock(), CudaClock(1)
+    for clock in (own, second):
+        clock._index = 3  # as it is once CUDA is in use
+    assert pickle.loads(pickle.dumps(own))._index is None
+    assert pickle.loads(pickle.dumps(second))._device() == 1
 
 
 # --------------------------------------------------------------------------- on a GPU

@@ -6,11 +6,13 @@ import asyncio
 import concurrent.futures
 import contextvars
 import functools
+import gc
 import inspect
 import pickle
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -180,6 +182,50 @@ def test_a_coroutine_of_a_plain_function_counts_until_it_is_done() -> None:
     found = only(timeline.report())
     assert found.total_s >= 0.049
     assert (found.count, found.none, found.hung) == (1, 1, 0)
+
+
+@pytest.mark.parametrize("dropped_by", ["a task", "its holder"])
+def test_a_coroutine_that_is_dropped_before_its_first_step_is_cancelled_and_never_begun(
+    dropped_by: str,
+) -> None:
+    timeline = Timeline(device_clock=None)
+
+    async def sleeps() -> list[float]:
+        await asyncio.sleep(30)
+        return [1.0]
+
+    watched = timeline.wrap(lambda completions: sleeps(), name="r")
+
+    async def cancel() -> None:
+        task = asyncio.create_task(watched(completions=["a"]))
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        if dropped_by == "a task":
+            asyncio.run(cancel())
+        else:
+            watched(completions=["a"]).close()
+        gc.collect()
+    assert [str(one.message) for one in said] == []  # as of a reward that nobody watches
+    report = timeline.report()
+    found = only(report)
+    assert (found.count, found.cancelled, found.hung) == (1, 1, 0)
+    assert report.failures == 0
+
+
+def test_a_call_that_has_ended_counts_nothing_twice(tiny_folder: Path) -> None:
+    timeline = Timeline()
+    reward = SemanticReward(Scorer(tiny_folder, device="cpu"))
+    watched = timeline.wrap(reward)
+    texts = {"completions": ["the heart"], "reference": ["blood"]}
+    call = watched.recorder.begin_call(watched, (), texts)
+    scores = reward(**texts)
+    for _ in range(2):
+        watched.recorder.end_call(call, scores, None)
+    assert only(timeline.report()).tokens == reward.scorer.stats.tokens > 0
 
 
 @pytest.mark.parametrize("fate", ["done", "raised", "cancelled"])

@@ -161,7 +161,7 @@ def advice(report: Report) -> list[str]:
         >>> with timeline.step(), timeline.phase("generate"):
         ...     completions = ["a text"]
         >>> advice(timeline.report())[0]
-        'No reward was recorded: wrap it with Timeline.wrap to see what it costs.'
+        'No reward was recorded; Timeline.wrap records one in a loop of your own.'
     """
     return sentences(Facts.of(report))
 
@@ -177,7 +177,7 @@ def _verdict(facts: Facts) -> Iterable[str]:
         yield "Nothing was recorded: mark steps and phases and wrap the rewards."
         return
     if not facts.report.rewards:
-        yield "No reward was recorded: wrap it with Timeline.wrap to see what it costs."
+        yield "No reward was recorded; Timeline.wrap records one in a loop of your own."
         return
     hidden, exposed = facts.each(facts.hidden_s), facts.each(facts.exposed_s)
     also = f"; another {hidden} of theirs is hidden behind other work" if facts.hidden_s else ""

@@ -50,7 +50,12 @@ class CudaClock:
     """
 
     def __init__(self, device: int | None = None) -> None:
+        self._asked = device
         self._index = device
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As it was asked for: where it arrives, the process has a GPU of its own.
+        return type(self), (self._asked,)
 
     def record(self) -> tuple[torch.cuda.Event, bool] | None:
         """Queue an event; ``None`` if CUDA is not in use or a graph is being recorded."""

@@ -50,26 +50,42 @@ class EventFile:
             running: Spans and steps that have begun and not ended.
             state: Numbers of the whole process.
             last: Write all, and close the file.
+
+        Raises:
+            TypeError: If an event holds what JSON has not; it is left out, and the others are written.
+            ValueError: Likewise.
         """
+        wrong: list[Exception] = []
         with self._lock:
-            state_line = {"event": "state", "running": [one.as_json() for one in running], **state}
+            now = [one.as_json() for one in running if _line(one, wrong)]
             lines = []
             for _ in range(len(self._pending)):
                 event = self._pending.popleft()
                 if last or not isinstance(event, Span) or ready(event):
-                    lines.append(event.as_json())
+                    lines.append(_line(event, wrong))
                 else:
                     self._pending.append(event)
-            lines.append(state_line)
+            lines.append(json.dumps({"event": "state", "running": now, **state}) + "\n")
             if self._file is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = self.path.open("a", encoding="utf-8")
-                lines.insert(0, self._process.as_json())
-            self._file.write("".join(json.dumps(line) + "\n" for line in lines))
+                lines.insert(0, json.dumps(self._process.as_json()) + "\n")
+            self._file.write("".join(lines))
             self._file.flush()
             if last:
                 self._file.close()
                 self._file = None
+        if wrong:
+            raise wrong[0]
+
+
+def _line(event: Span | Step, wrong: list[Exception]) -> str:
+    """A line of the file; an event that JSON cannot hold is "", and why goes to `wrong`."""
+    try:
+        return json.dumps(event.as_json()) + "\n"
+    except (TypeError, ValueError) as error:
+        wrong.append(error)
+        return ""
 
 
 @dataclass

@@ -91,24 +91,19 @@ def where_level(heights: Sequence[tuple[int, int]], least: int) -> list[Interval
 
 
 class Coverage:
-    """Measures how much of an interval lies in a set, in logarithmic time.
+    """Finds what of an interval lies in a set, in logarithmic time.
 
     Args:
         intervals: The set, as `union` returns it.
 
     Example:
-        >>> Coverage([(0, 2), (5, 8)]).within(1, 6)
-        2
+        >>> list(Coverage([(0, 2), (5, 8)]).parts(1, 6))
+        [(1, 2), (5, 6)]
     """
 
     def __init__(self, intervals: Sequence[Interval]) -> None:
         self.intervals = intervals
         self._begins = [begin for begin, _ in intervals]
-        self._before = [0, *accumulate(end - begin for begin, end in intervals)]
-
-    def within(self, begin: int, end: int) -> int:
-        """Nanoseconds of the set between `begin` and `end`."""
-        return max(0, self._until(end) - self._until(begin))
 
     def parts(self, begin: int, end: int) -> Iterator[Interval]:
         """The parts of the set between `begin` and `end`."""
@@ -119,9 +114,28 @@ class Coverage:
             if last > begin:
                 yield max(first, begin), min(last, end)
 
-    def _until(self, time: int) -> int:
-        at = bisect_right(self._begins, time) - 1
-        if at < 0:
-            return 0
-        begin, end = self.intervals[at]
-        return self._before[at] + min(time, end) - begin
+
+class Lanes:
+    """Places intervals side by side, so that one overlaps in its lane only what it is within, or has in it.
+
+    They come in the order of their begins, and of two with one begin the longer one first.
+
+    Example:
+        >>> lanes = Lanes()
+        >>> [lanes.place(*interval) for interval in ((0, 9), (1, 5), (2, 7), (6, 8))]
+        [(0, 0), (0, 1), (1, 0), (0, 1)]
+    """
+
+    def __init__(self) -> None:
+        self._open: list[list[int]] = []  # by lane: the ends of what is open, the innermost last
+
+    def place(self, begin: int, end: int) -> tuple[int, int]:
+        """The lane, and in how many others of it the interval is."""
+        for lane, ends in enumerate(self._open):
+            while ends and ends[-1] <= begin:
+                ends.pop()
+            if not ends or ends[-1] >= end:
+                ends.append(end)
+                return lane, len(ends) - 1
+        self._open.append([end])
+        return len(self._open) - 1, 0

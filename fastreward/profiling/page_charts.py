@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from fastreward.profiling.intervals import Interval
+from fastreward.profiling.intervals import Interval, Lanes
 from fastreward.profiling.parts import EXPOSED, IDLE, Divided, Part, RankTime
 from fastreward.profiling.report import Report
 from fastreward.profiling.spans import Kind, Process, Span
@@ -154,34 +154,29 @@ class Rows:
 
     def __init__(self, processes: Sequence[Process]) -> None:
         self._processes = processes
-        self._lanes: dict[tuple[int, int], list[tuple[int, list[int]]]] = {}
+        self._lanes: defaultdict[tuple[int, int], Lanes] = defaultdict(Lanes)  # by process and thread
+        self._rows: dict[tuple[tuple[int, int], int], int] = {}
         self._labels: list[dict[str, Any]] = []
         self._sort: list[tuple[int, int, bool, int, int]] = []
 
     def place(self, span: Span, end_ns: int) -> tuple[int, int]:
         """The row's number, in order of their making, and how deep in it."""
         thread = span.process, span.thread
-        lanes = self._lanes.setdefault(thread, [])
-        for row, open_until in lanes:
-            while open_until and open_until[-1] <= span.begin_ns:
-                open_until.pop()
-            if not open_until or open_until[-1] >= end_ns:
-                open_until.append(end_ns)
-                return row, len(open_until) - 1
-        row = len(self._labels)
+        lane, depth = self._lanes[thread].place(span.begin_ns, end_ns)
+        if (thread, lane) in self._rows:
+            return self._rows[thread, lane], depth
+        self._rows[thread, lane] = row = len(self._labels)
         process = self._processes[span.process]
         self._labels.append(
             {
                 "rank": process.rank,
                 "process": f"process {process.pid} on {process.host}",
-                "thread": span.thread_name + (f" ({len(lanes) + 1})" if lanes else ""),
+                "thread": span.thread_name + (f" ({lane + 1})" if lane else ""),
             }
         )
-        first_row = lanes[0][0] if lanes else row
         is_main = span.thread_name == threading.main_thread().name
-        self._sort.append((process.rank, span.process, not is_main, first_row, row))
-        lanes.append((row, [end_ns]))
-        return row, 0
+        self._sort.append((process.rank, span.process, not is_main, self._rows[thread, 0], row))
+        return row, depth
 
     def sorted(self) -> tuple[list[int], list[dict[str, Any]]]:
         """Where each row goes, and the rows from top to bottom: by rank, process and thread."""

@@ -6,6 +6,7 @@ import atexit
 import functools
 import itertools
 import os
+import sys
 import threading
 import warnings
 import weakref
@@ -128,8 +129,8 @@ class Recorder:
             return None
 
     def end_call(self, opened: Open | None, result: object, error: BaseException | None) -> None:
-        """End a call of a reward."""
-        if opened is None:
+        """End a call of a reward, once."""
+        if opened is None or opened.span.end_ns is not None:
             return
         try:
             if self._synchronizes:
@@ -343,7 +344,7 @@ class Recorder:
             self._is_writing = True
         arguments = (weakref.ref(self), self._stop)
         threading.Thread(target=_write, args=arguments, name="fastreward-timeline", daemon=True).start()
-        atexit.register(_close, weakref.ref(self), os.getpid())
+        _at_exit(_close, weakref.ref(self), os.getpid())
 
 
 def _write(recorder: weakref.ref[Recorder], stop: threading.Event) -> None:
@@ -353,6 +354,16 @@ def _write(recorder: weakref.ref[Recorder], stop: threading.Event) -> None:
             return
         alive.flush()
         del alive
+
+
+def _at_exit(function: Callable[..., object], *args: object) -> None:
+    """Have a function called at this process's end: a worker of `multiprocessing` skips what `atexit` has."""
+    atexit.register(function, *args)
+    processes = sys.modules.get("multiprocessing.process")
+    if processes is not None and processes.parent_process() is not None:
+        from multiprocessing.util import Finalize
+
+        Finalize(None, function, args, exitpriority=0)
 
 
 def _close(recorder: weakref.ref[Recorder], pid: int) -> None:

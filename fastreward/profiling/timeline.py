@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, SupportsIndex
 
 from fastreward.errors import InputError
 from fastreward.profiling.devices import CudaClock, DeviceClock
@@ -66,7 +67,8 @@ class Timeline:
     Args:
         generation: Names of the phases that generate, for the tail.
         folder: Where each process writes what it records, once a second and at its end, for `merge`; a folder
-            of its own for each run.
+            of its own for each run. One that is killed or ends by `os._exit` loses the last second; workers
+            of `multiprocessing` do not.
         rank: Of this process; ``None`` reads ``RANK``.
         device_clock: "cuda" for the GPU of this process, once it is in use; ``None`` for wall time alone; or
             a clock of one's own.
@@ -182,26 +184,32 @@ class Timeline:
         return Phase(self._recorder, "wait" if waits else "phase", name)
 
     @contextmanager
-    def step(self, number: int | None = None) -> Iterator[None]:
+    def step(self, number: SupportsIndex | None = None) -> Iterator[None]:
         """Mark a step, as a context manager; a step that still runs ends.
 
         Args:
             number: As the trainer counts; ``None`` goes on from the last one, and begins with 1.
+
+        Raises:
+            InputError: If the number is no whole one.
         """
-        step = self._recorder.begin_step(number)
+        step = self._recorder.begin_step(_step_number(number))
         try:
             yield
         finally:
             if step is not None:
                 self._recorder.end_step(step)
 
-    def next_step(self, number: int | None = None) -> None:
+    def next_step(self, number: SupportsIndex | None = None) -> None:
         """End the step that runs, if there is one, and begin the next.
 
         Args:
             number: As in `step`.
+
+        Raises:
+            InputError: If the number is no whole one.
         """
-        self._recorder.begin_step(number)
+        self._recorder.begin_step(_step_number(number))
 
     def end_step(self) -> None:
         """End the step that runs; what follows is outside of steps, as an evaluation is."""
@@ -292,6 +300,16 @@ def _rebuilt(options: Options) -> Timeline:
     timeline = Timeline.__new__(Timeline)
     timeline._recorder = Recorder(options)
     return timeline
+
+
+def _step_number(number: SupportsIndex | None) -> int | None:
+    """A trainer may count with NumPy or PyTorch; a file takes Python's own numbers."""
+    try:
+        return None if number is None else int(operator.index(number))
+    except TypeError as error:
+        raise InputError(
+            "a whole number as a step's, or None", repr(number), "Pass what the trainer counts."
+        ) from error
 
 
 def _is_whole(value: object) -> bool:

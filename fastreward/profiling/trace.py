@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
+from fastreward.profiling.intervals import Lanes
 from fastreward.profiling.spans import Process, Span
 
 STEPS_ROW: Final = 0
@@ -77,26 +79,20 @@ def _process_events(spans: Sequence[Span], number: int, origin: int, until_ns: i
 
 
 class _Rows:
-    """Places each span in a row of its thread in which it overlaps nothing that it is not within."""
+    """Numbers the rows of a process: a thread has one for each of its lanes."""
 
     def __init__(self) -> None:
-        self._rows: dict[
-            int, list[tuple[int, list[int]]]
-        ] = {}  # by thread: the row, and ends of what is open
-        self._count = STEPS_ROW
+        self._lanes: defaultdict[int, Lanes] = defaultdict(Lanes)  # by thread
+        self._rows: dict[tuple[int, int], int] = {}
 
     def place(self, span: Span, end_ns: int) -> tuple[int, str]:
         """Return the row, and its name if it is new."""
-        rows = self._rows.setdefault(span.thread, [])
-        for row, open_until in rows:
-            while open_until and open_until[-1] <= span.begin_ns:
-                open_until.pop()
-            if not open_until or open_until[-1] >= end_ns:
-                open_until.append(end_ns)
-                return row, ""
-        self._count += 1
-        rows.append((self._count, [end_ns]))
-        return self._count, span.thread_name + (f" ({len(rows)})" if len(rows) > 1 else "")
+        lane, _ = self._lanes[span.thread].place(span.begin_ns, end_ns)
+        known = span.thread, lane
+        if known in self._rows:
+            return self._rows[known], ""
+        self._rows[known] = row = STEPS_ROW + 1 + len(self._rows)
+        return row, span.thread_name + (f" ({lane + 1})" if lane else "")
 
 
 def _args(span: Span) -> dict[str, Any]:

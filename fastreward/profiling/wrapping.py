@@ -6,6 +6,7 @@ import asyncio
 import functools
 import inspect
 import types
+import weakref
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, Protocol
 
@@ -62,7 +63,10 @@ class Watched:
             raise
         if isinstance(result, types.CoroutineType):
             self.recorder.leave_call(call)
-            return self._finish(call, result)
+            rest = self._finish(call, result)
+            # Cancelled before its first step, it is dropped without a line of it having run.
+            weakref.finalize(rest, _drop, self.recorder, call, result).atexit = False
+            return rest
         if hasattr(result, "add_done_callback"):  # a future: the work goes on after the return
             self.recorder.leave_call(call)
             result.add_done_callback(functools.partial(self._finish_future, call))
@@ -181,6 +185,13 @@ def is_awaited(reward: Callable[..., Any]) -> bool:
     while isinstance(reward, functools.partial):
         reward = reward.func
     return inspect.iscoroutinefunction(reward) or inspect.iscoroutinefunction(type(reward).__call__)
+
+
+def _drop(recorder: CallRecorder, call: Any, coroutine: types.CoroutineType[Any, Any, Any]) -> None:
+    """End a call whose coroutine nobody has begun, nor will."""
+    if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
+        coroutine.close()
+        recorder.end_call(call, None, GeneratorExit())
 
 
 def _unpickled(reward: Callable[..., Any]) -> Callable[..., Any]:

@@ -306,6 +306,21 @@ def test_the_log_has_trls_names_and_the_seconds_of_a_step(make: Make):
     assert not any(name.startswith("profiling/") for name in summary)
 
 
+def test_in_the_log_rewards_that_are_named_like_phases_are_apart_from_them(make: Make):
+    rewards = [Judge(0.03, "compute_loss"), Judge(0.05, "log"), Judge(0.07, "generate")]
+    trainer = make("GRPO", rewards, max_steps=1, logging_steps=1)
+    attach(trainer)
+    trainer.train()
+    (entry,) = [entry for entry in trainer.state.log_history if "loss" in entry]
+    prefix = "profiling/Time taken: GRPOTrainer."
+    for reward in rewards:
+        assert entry[prefix + reward.__name__] == near(sum(reward.seconds))
+    assert entry[prefix + "compute_loss (phase)"] > 0
+    assert entry[prefix + "transformers.generate"] > 0
+    parts = sum(value for name, value in entry.items() if name.startswith(prefix))
+    assert parts + entry["profiling/unrecorded"] == pytest.approx(entry["profiling/step"])
+
+
 # --------------------------------------------------------------------------- when something fails
 
 
@@ -343,8 +358,9 @@ def test_a_trainer_has_one_timeline(make: Make):
     mine = Timeline()
     assert attach(trainer, mine) is mine
     assert attach(trainer) is mine
-    with pytest.raises(InputError, match="a second one"):
+    with pytest.raises(InputError, match="a second one") as refused:
         attach(trainer, Timeline())
+    assert "`fastreward profile`, which attaches one, leaves its own attach out" in str(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,16 @@
 """The README's numbers, from the committed results: `python benchmarks/readme_numbers.py [--check]`.
 
 It writes what stands between two lines of README.md, `<!-- numbers:begin -->` and `<!-- numbers:end -->`,
-from the latest files of `gpu_suite`, `bench_cpu`, `bench_trl`, `bench_scorer` and `bench_encoder` below
-`results/` that hold all the rows that are quoted. A quick run, a dry run and one of a tree with uncommitted
-changes are no evidence, and passed over. With `--check` it writes nothing, and fails where the README is not
-what it would write.
+from the latest files below `results/` of each suite in `QUOTED` that hold all the rows that are quoted. A
+quick run, a dry run and one of a tree with uncommitted changes are no evidence, and passed over. With
+`--check` it writes nothing, and fails where the README is not what it would write.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -56,8 +56,19 @@ QUOTED: Final[Mapping[str, tuple[str, ...]]] = {
     "bench_cpu": ("embed, equal fidelity", "embed, the usual way", "embed, int8", "step, cold", "step, warm"),
     "bench_trl": ("trl-grpo-step",),
     "bench_encoder": tuple(f"{name}-{precision}" for name in ENCODER_ROWS for precision in PRECISIONS),
+    "bench_grpo": ("TRL, sentence-transformers", "TRL, fastreward", "bundled loop, fastreward beside"),
+    "train_arms": ("sft", "semantic"),
 }
-"""What a file must hold to be quoted: names of workloads, or of rows."""
+"""What a file must hold to be quoted: names of workloads, of rows, of arms or of stages."""
+
+TRAINED: Final = {"accuracy": "right answers", "semantic": "semantic score", "rouge_l": "ROUGE-L"}
+TRAINED_ARMS: Final = {
+    "sft": "fine-tuned",
+    "semantic": "then GRPO by the semantic score",
+    "rouge": "then GRPO by ROUGE-L",
+    "semantic+rouge": "then GRPO by both",
+    "answer": "then GRPO by the answer alone",
+}
 
 
 class NumbersError(Exception):
@@ -80,7 +91,7 @@ def latest(results: Path, suite: str) -> list[tuple[Path, Content]]:
 def is_evidence(content: Content, quoted: Sequence[str]) -> bool:
     """Whether a file may be quoted, and holds all that is."""
     settings = content["settings"]
-    names = {row.get("workload", row.get("name")) for row in content["rows"]}
+    names = {row.get(kind) for row in content["rows"] for kind in ("workload", "name", "arm", "stage")}
     whole = not settings.get("quick") and not settings.get("dry_run")
     return whole and content.get("uncommitted_changes") is not True and names >= set(quoted)
 
@@ -94,6 +105,8 @@ def block(results: Path) -> str:
     parts += [trl_on_a_cpu(path, content) for path, content in latest(results, "bench_trl")]
     parts += [scorer_on_a_cpu(path, content) for path, content in latest(results, "bench_scorer")]
     parts += [encoder_on_a_cpu(path, content) for path, content in latest(results, "bench_encoder")]
+    parts += [grpo_on_a_cpu(path, content) for path, content in latest(results, "bench_grpo")]
+    parts += [trained_on_a_cpu(path, content) for path, content in latest(results, "train_arms")]
     return "\n\n".join(parts)
 
 
@@ -208,6 +221,55 @@ def trl_on_a_cpu(path: Path, content: Content) -> str:
         f"both sides; with fastreward {ours} ({content['rows'][0]['asked']} asked){_source(path, content)}, "
         "by `python benchmarks/bench_trl.py --int8 --out benchmarks/results`."
     )
+
+
+def grpo_on_a_cpu(path: Path, content: Content) -> str:
+    """A step of GRPO in TRL with either reward, and in the bundled loop."""
+    settings = content["settings"]
+    own_core = ", which leaves the reward a core" if content["reward_has_a_core_of_its_own"] else ""
+    head = (
+        f"A GRPO step of {settings['completions']} completions of {settings['tokens']} tokens each, a policy "
+        f"of {content['policy_parameters'] / 1e6:.1f} M parameters on {_cpu(content)}{own_core}, generation "
+        f"left out, medians of {settings['rounds']} rounds in turns{_source(path, content)}, by "
+        "`python benchmarks/bench_grpo.py --out benchmarks/results`. Exposed is what the step is longer by "
+        "than with a reward that costs nothing:"
+    )
+    lines = ["| arm | step | reward | of the step | exposed | of the step |", "|---|---|---|---|---|---|"]
+    for row in content["rows"]:
+        cells = (
+            row["arm"],
+            *(f"{row['step']['p50_s']:.2f} s", f"{row['reward']['p50_s']:.2f} s"),
+            f"{100 * row['reward_share_of_step']:.0f} %",
+            f"{row['exposed']['p50_s']:.2f} s",
+            f"{100 * row['exposed_share_of_step']:.1f} %",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n\n".join((_wrapped(head), "\n".join(lines)))
+
+
+def trained_on_a_cpu(path: Path, content: Content) -> str:
+    """What came of the small policy, over the seeds."""
+    arms: dict[str, list[Row]] = {}
+    for row in content["rows"]:
+        arms.setdefault(row["stage"], []).append(row["held_out_numbers"])
+    parameters = next(row["parameters"] for row in content["rows"] if "parameters" in row)
+    head = (
+        f"A policy of {parameters / 1e6:.1f} M parameters from random weights through continued "
+        f"pre-training, fine-tuning and {content['settings']['grpo_steps']} steps of GRPO, asked exam questions with "
+        f"numbers that are new to it, mean ± standard deviation over {len(arms['sft'])} seeds (chance is 0.2 "
+        f"of right answers){_source(path, content)}, by `make train-arms`:"
+    )
+    lines = [f"| after | {' | '.join(TRAINED.values())} |", "|---|---|---|---|"]
+    for arm, label in TRAINED_ARMS.items():
+        if arm in arms:
+            cells = (_mean_and_deviation([one[measure] for one in arms[arm]]) for measure in TRAINED)
+            lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n\n".join((_wrapped(head), "\n".join(lines)))
+
+
+def _mean_and_deviation(values: Sequence[float]) -> str:
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.fmean(values):.3f} ± {deviation:.3f}"
 
 
 def scorer_on_a_cpu(path: Path, content: Content) -> str:

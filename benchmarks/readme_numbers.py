@@ -255,9 +255,9 @@ def trained_on_a_cpu(path: Path, content: Content) -> str:
     parameters = next(row["parameters"] for row in content["rows"] if "parameters" in row)
     head = (
         f"A policy of {parameters / 1e6:.1f} M parameters from random weights through continued "
-        f"pre-training, fine-tuning and {content['settings']['grpo_steps']} steps of GRPO, asked exam questions with "
-        f"numbers that are new to it, mean ± standard deviation over {len(arms['sft'])} seeds (chance is 0.2 "
-        f"of right answers){_source(path, content)}, by `make train-arms`:"
+        f"pre-training, fine-tuning and {content['settings']['grpo_steps']} steps of GRPO, asked exam "
+        f"questions with numbers that are new to it, mean ± standard deviation over {len(arms['sft'])} seeds "
+        f"(chance is 0.2 of right answers){_source(path, content)}, by `make train-arms`:"
     )
     lines = [f"| after | {' | '.join(TRAINED.values())} |", "|---|---|---|---|"]
     for arm, label in TRAINED_ARMS.items():

@@ -215,11 +215,12 @@ def trl_on_a_cpu(path: Path, content: Content) -> str:
         f"{row['ratio']['of_medians']:.1f} times as fast)"
         for row in content["rows"]
     )
+    int8 = " --int8" if any(row["dtype"] == "int8" for row in content["rows"]) else ""
     return _wrapped(
         f"In TRL {content['versions']['trl']}'s GRPO on {_cpu(content)}, {settings['completions']} "
         f"completions a step, the reward takes {slow['p50_s']:.2f} s with sentence-transformers encoding "
         f"both sides; with fastreward {ours} ({content['rows'][0]['asked']} asked){_source(path, content)}, "
-        "by `python benchmarks/bench_trl.py --int8 --out benchmarks/results`."
+        f"by `python benchmarks/bench_trl.py{int8} --out benchmarks/results`."
     )
 
 

@@ -161,7 +161,7 @@ def advice(outcome: Outcome, encoder: str | None) -> list[str]:
     timed = {result.variant: result for result in outcome.results if result.step_s}
     texts = outcome.step_texts
     base = next(v for v in timed if (v.backend, v.dtype) == (best.backend, best.dtype))
-    reached = next((r for r in outcome.batches.get(base, ()) if r.variant == best), timed[base])
+    reached = next((r for r in outcome.batches.get(base, ()) if r.variant == best and r.step_s), timed[base])
     speed = reached.texts_per_s(texts) or 0.0
     is_default = best == default_variant(outcome.device)
     said = [

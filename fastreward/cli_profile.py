@@ -315,7 +315,7 @@ def _replayed(recordings: Path, folder: Path, report: Report) -> ReplayResult | 
                 for line in (text + b"\n" for text in path.read_bytes().splitlines()):
                     everything.write(line)
                     name = _reward_of(line)
-                    calls += 1
+                    calls += name is not None
                     cut_off += name is None
                     if name in costly:
                         target.write(line)

@@ -36,7 +36,7 @@ from fastreward.encoders.packed import PackedEncoder
 from fastreward.gate import Gate
 from fastreward.memory import Budget, activation_bytes, budget_within, held_bytes, rows_taken, warn_if_taken
 from fastreward.ops.pooled_cosine import pooled_embedding
-from fastreward.out_of_memory import Computed, DeviceMemoryError, first_line, in_order, no_room, with_room
+from fastreward.out_of_memory import Computed, in_order, named_shortage, with_room
 from fastreward.packing import PackedBatch, upload
 from fastreward.recent_vectors import RecentVectors
 from fastreward.reference_cache import ReferenceCache
@@ -138,13 +138,8 @@ class Engine:
         while True:
             with self._gate.passing():
                 if not self.asleep:
-                    with on_stream(self.stream):
-                        try:
-                            yield woke
-                        except torch.OutOfMemoryError as error:
-                            if isinstance(error, DeviceMemoryError):
-                                raise
-                            raise no_room("what is computed of all texts", first_line(error)) from error
+                    with on_stream(self.stream), named_shortage("what is computed of all texts"):
+                        yield woke
                     return
             woke = self.wake() or woke
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
@@ -158,7 +159,9 @@ def in_order(done: list[Computed], device: torch.device) -> Tensor:
     ordered = _scattered(on_host, rows, torch.device("cpu"))
     try:
         return ordered.to(device)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not ran_out(error):
+            raise
         failure = first_line(error)
     raise no_room(f"the results of {len(rows)} texts", failure)
 
@@ -168,6 +171,29 @@ def no_room(
 ) -> DeviceMemoryError:
     """What is raised where memory runs out for something that smaller batches do not make smaller."""
     return DeviceMemoryError(f"device memory for {wanted}", f"out of memory: {failure}", remedy)
+
+
+@contextmanager
+def named_shortage(wanted: str) -> Iterator[None]:
+    """Say what there was no room for, where memory runs out within and the error does not say it.
+
+    Raises:
+        DeviceMemoryError: If memory runs out.
+
+    Example:
+        >>> try:
+        ...     with named_shortage("two numbers"):
+        ...         raise torch.OutOfMemoryError("full")
+        ... except DeviceMemoryError as error:
+        ...     print(error.expected)
+        device memory for two numbers
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, DeviceMemoryError) or not ran_out(error):
+            raise
+        raise no_room(wanted, first_line(error)) from error
 
 
 def with_room(wanted: str, load: Callable[[], T]) -> T:

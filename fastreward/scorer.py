@@ -87,6 +87,7 @@ class Scorer(SharedEncoder):
         InputError: If an argument is not what it should be.
         BackendUnavailableError: If the back-end or device that is asked for cannot be had.
         CheckpointError: If the encoder's files are missing, damaged, or of an unsupported architecture.
+        DeviceMemoryError: If there is no room for the weights.
 
     Example:
         >>> scorer = Scorer("sentence-transformers/all-MiniLM-L6-v2", dtype="float32")
@@ -165,7 +166,7 @@ class Scorer(SharedEncoder):
         Raises:
             InputError: If the lengths differ, or a text is missing or none, or an id is out of range.
             NonFiniteError: If the encoder overflows in the precision it was given.
-            DeviceMemoryError: If the device runs out of memory with a single text.
+            DeviceMemoryError: If a text by itself, or what comes of all, does not fit into memory.
 
         Example:
             >>> Scorer(dtype="float32").score(["a cat"], [["a dog", "a cat"]]).round(decimals=4)
@@ -214,7 +215,7 @@ class Scorer(SharedEncoder):
         Raises:
             InputError: If a text is missing or none, or an id is out of range.
             NonFiniteError: If the encoder overflows in the precision it was given.
-            DeviceMemoryError: If the device runs out of memory with a single text.
+            DeviceMemoryError: If a text by itself, or what comes of all, does not fit into memory.
 
         Example:
             >>> Scorer(dtype="float32").similarity(["a cat"], ["a dog", "a cat"]).round(decimals=4)
@@ -251,7 +252,7 @@ class Scorer(SharedEncoder):
             InputError: If a text is missing or none, an id is out of range, or `device` is no device.
             BackendUnavailableError: If this process does not have the device.
             NonFiniteError: If the encoder overflows in the precision it was given.
-            DeviceMemoryError: If the device runs out of memory with a single text.
+            DeviceMemoryError: If a text by itself, or what comes of all, does not fit into memory.
 
         Example:
             >>> Scorer().embed(["a cat", "a dog"]).shape
@@ -293,7 +294,7 @@ class Scorer(SharedEncoder):
         Raises:
             InputError: As in `score`, or if `token_weights` does not fit the tokenizer.
             NonFiniteError: If the encoder overflows in the precision it was given.
-            DeviceMemoryError: If the device runs out of memory with a single text.
+            DeviceMemoryError: If a text by itself, or what comes of all, does not fit into memory.
 
         Example:
             >>> Scorer(dtype="float32").maxsim(["a cat"], [["a dog", "a cat"]]).f1.round(decimals=4)

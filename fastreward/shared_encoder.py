@@ -73,6 +73,7 @@ class SharedEncoder:
 
         Raises:
             CheckpointError: If the files are no longer there; it stays asleep.
+            DeviceMemoryError: If there is no room for the weights and the cached vectors; it stays asleep.
         """
         self._engine.wake()
 

@@ -42,7 +42,8 @@ class Judge:
 def ungrouped(reward: CombinedReward) -> CombinedReward:
     """The same combination where completions are no groups, as in an evaluation: a weighted sum.
 
-    So are those that are among its components. It has `last` in common with the one that it is made of.
+    So are those that are its components themselves; one within a `Shaped`, or watched by a timeline, stays as
+    it is. It has `last` in common with the one that it is made of.
     """
     other = reward.by_prompts()
     other.aggregation = "sum_then_normalize"

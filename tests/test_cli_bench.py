@@ -205,6 +205,12 @@ def test_a_precision_and_a_size_that_fail_while_they_are_timed_cost_no_others(
     assert (by_size[2048].detail, by_size[2048].step_s) == ("too large", [])
     assert len(by_size[None].step_s) == len(by_size[1024].step_s) == 3
     assert recommended(outcome) is not None
+    # The default size too may fail among the sizes, after it was timed among the precisions.
+    by_size[None].step_s.clear()
+    assert advice(outcome, None)[0].startswith("Take ")
+    by_size[1024].step_s.clear()
+    (first, *_) = advice(outcome, None)
+    assert ": 0 texts a second" not in first
 
 
 def test_where_no_back_end_can_score_the_texts_every_reason_is_named(

@@ -228,6 +228,29 @@ def test_a_call_that_has_ended_counts_nothing_twice(tiny_folder: Path) -> None:
     assert only(timeline.report()).tokens == reward.scorer.stats.tokens > 0
 
 
+def test_a_coroutine_that_is_abandoned_midway_is_freed_and_counts_as_cancelled() -> None:
+    timeline = Timeline(device_clock=None)
+
+    class Pause:
+        def __await__(self) -> Any:
+            yield None
+
+    async def pauses(waiting: list[object]) -> list[float]:
+        await Pause()
+        return [float(len(waiting))]
+
+    def abandon() -> None:
+        waiting: list[object] = []  # as what a task waits for knows the task
+        rest = timeline.wrap(lambda completions: pauses(waiting), name="r")(completions=["a"])
+        rest.send(None)
+        waiting.append(rest)
+
+    abandon()
+    gc.collect()
+    found = only(timeline.report())
+    assert (found.count, found.cancelled, found.hung) == (1, 1, 0)
+
+
 @pytest.mark.parametrize("fate", ["done", "raised", "cancelled"])
 def test_a_future_counts_until_it_is_done(fate: str) -> None:
     timeline = Timeline(device_clock=None)

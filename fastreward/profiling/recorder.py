@@ -344,7 +344,7 @@ class Recorder:
             self._is_writing = True
         arguments = (weakref.ref(self), self._stop)
         threading.Thread(target=_write, args=arguments, name="fastreward-timeline", daemon=True).start()
-        _at_exit(_close, weakref.ref(self), os.getpid())
+        _at_exit(weakref.ref(self), os.getpid())
 
 
 def _write(recorder: weakref.ref[Recorder], stop: threading.Event) -> None:
@@ -356,14 +356,21 @@ def _write(recorder: weakref.ref[Recorder], stop: threading.Event) -> None:
         del alive
 
 
-def _at_exit(function: Callable[..., object], *args: object) -> None:
-    """Have a function called at this process's end: a worker of `multiprocessing` skips what `atexit` has."""
-    atexit.register(function, *args)
+def _at_exit(recorder: weakref.ref[Recorder], pid: int) -> None:
+    """Have the rest written at this process's end: a worker of `multiprocessing` skips what `atexit` has."""
+    atexit.register(_close, recorder, pid)
     processes = sys.modules.get("multiprocessing.process")
     if processes is not None and processes.parent_process() is not None:
         from multiprocessing.util import Finalize
 
-        Finalize(None, function, args, exitpriority=0)
+        # Its threads are joined later, and may be at work: the file stays open.
+        Finalize(None, _write_now, (recorder, pid), exitpriority=-100)
+
+
+def _write_now(recorder: weakref.ref[Recorder], pid: int) -> None:
+    """Write what there is so far."""
+    if (alive := recorder()) is not None and pid == os.getpid():
+        alive.flush()
 
 
 def _close(recorder: weakref.ref[Recorder], pid: int) -> None:

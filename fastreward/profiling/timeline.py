@@ -67,8 +67,8 @@ class Timeline:
     Args:
         generation: Names of the phases that generate, for the tail.
         folder: Where each process writes what it records, once a second and at its end, for `merge`; a folder
-            of its own for each run. One that is killed or ends by `os._exit` loses the last second; workers
-            of `multiprocessing` do not.
+            of its own for each run. One that is killed or ends by `os._exit` loses the last second. Workers
+            of `multiprocessing` do not if they return: the end of a `with Pool()` kills them.
         rank: Of this process; ``None`` reads ``RANK``.
         device_clock: "cuda" for the GPU of this process, once it is in use; ``None`` for wall time alone; or
             a clock of one's own.

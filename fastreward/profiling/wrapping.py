@@ -63,9 +63,10 @@ class Watched:
             raise
         if isinstance(result, types.CoroutineType):
             self.recorder.leave_call(call)
-            rest = self._finish(call, result)
+            held: list[Coroutine[Any, Any, Any]] = [result]
+            rest = self._finish(call, held)
             # Cancelled before its first step, it is dropped without a line of it having run.
-            weakref.finalize(rest, _drop, self.recorder, call, result).atexit = False
+            weakref.finalize(rest, _drop, self.recorder, call, held).atexit = False
             return rest
         if hasattr(result, "add_done_callback"):  # a future: the work goes on after the return
             self.recorder.leave_call(call)
@@ -74,7 +75,8 @@ class Watched:
         self.recorder.end_call(call, result, None)
         return result
 
-    async def _finish(self, call: Any, coroutine: Coroutine[Any, Any, Any]) -> Any:
+    async def _finish(self, call: Any, held: list[Coroutine[Any, Any, Any]]) -> Any:
+        coroutine = held.pop()  # from here on this one ends the call
         self.recorder.enter_call(call)
         try:
             result = await coroutine
@@ -187,10 +189,10 @@ def is_awaited(reward: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(reward) or inspect.iscoroutinefunction(type(reward).__call__)
 
 
-def _drop(recorder: CallRecorder, call: Any, coroutine: types.CoroutineType[Any, Any, Any]) -> None:
-    """End a call whose coroutine nobody has begun, nor will."""
-    if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
-        coroutine.close()
+def _drop(recorder: CallRecorder, call: Any, held: list[Coroutine[Any, Any, Any]]) -> None:
+    """End a call whose coroutine nobody has begun, nor will: once begun it is not held any more."""
+    if held:
+        held.pop().close()
         recorder.end_call(call, None, GeneratorExit())
 
 

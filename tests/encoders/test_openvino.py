@@ -244,23 +244,23 @@ def graded(minilm_folder):
 # Against fp32: RMS and largest error of a score, rank correlation over all of them, its mean within groups,
 # and the share of groups in which another candidate is the best, or the worst. Seen in 8 bits: 0.005 RMS and
 # 0.02 at most, beside a standard deviation of 0.27 within a group; in bf16 0.001 and 0.003. The bounds leave
-# room for other versions. One group of the 15 that changes is 0.067.
+# room for other versions. One group of the 30 that changes is 0.033.
 FIDELITY = {
     "fp32": (1e-6, 5e-6, 0.9999, 0.999, 0.0),
     "bf16": (1.5e-3, 6e-3, 0.9995, 0.99, 0.07),
-    "int8": (8e-3, 3e-2, 0.998, 0.98, 0.14),
+    "int8": (8e-3, 3e-2, 0.998, 0.99, 0.14),
 }
 
 
 @pytest.fixture(scope="module")
 def unseen(minilm_folder, graded):
-    """Scores [15, 6] of every fourth item by an encoder, and what they are by the packed one in fp32."""
-    references, candidates = (texts[1::4] for texts in graded)
-    batch, index = pack([ids for texts in candidates for ids in texts], CPU), torch.arange(15)
+    """Scores [30, 6] of every other item by an encoder, and what they are by the packed one in fp32."""
+    references, candidates = (texts[1::2] for texts in graded)
+    batch, index = pack([ids for texts in candidates for ids in texts], CPU), torch.arange(30)
 
     def scores(encoder):
         vectors = encoder.embed(pack(references, CPU))
-        return encoder.cosine(batch, vectors, index.repeat_interleave(6)).view(15, 6)
+        return encoder.cosine(batch, vectors, index.repeat_interleave(6)).view(30, 6)
 
     return scores, scores(PackedEncoder(load_checkpoint(minilm_folder), CPU, torch.float32))
 

@@ -76,16 +76,17 @@ class NumbersError(Exception):
 
 
 def latest(results: Path, suite: str) -> list[tuple[Path, Content]]:
-    """Find a suite's latest evidence on each device, the devices in the order of their folders' names."""
-    found: dict[str, tuple[Path, Content]] = {}
+    """Find a suite's latest evidence on each device and of each policy, in the order of the folders' names."""
+    found: dict[tuple[str, str], tuple[Path, Content]] = {}
     for path in sorted(results.glob(f"*/{suite}-*.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
         if not is_evidence(content, QUOTED[suite]):
             continue
-        before = found.get(path.parent.name)
+        key = path.parent.name, content["settings"].get("policy", "")
+        before = found.get(key)
         if before is None or content["date"] > before[1]["date"]:
-            found[path.parent.name] = (path, content)
-    return [found[device] for device in sorted(found)]
+            found[key] = (path, content)
+    return [found[key] for key in sorted(found)]
 
 
 def is_evidence(content: Content, quoted: Sequence[str]) -> bool:
@@ -232,8 +233,9 @@ def grpo_on_a_cpu(path: Path, content: Content) -> str:
         f"A GRPO step of {settings['completions']} completions of {settings['tokens']} tokens each, a policy "
         f"of {content['policy_parameters'] / 1e6:.1f} M parameters on {_cpu(content)}{own_core}, generation "
         f"left out, medians of {settings['rounds']} rounds in turns{_source(path, content)}, by "
-        "`python benchmarks/bench_grpo.py --out benchmarks/results`. Exposed is what the step is longer by "
-        "than with a reward that costs nothing:"
+        f"`python benchmarks/bench_grpo.py --policy {settings['policy']} --threads {content['torch_threads']} "
+        f"--micro-batch {settings['micro_batch']} --out benchmarks/results`. Exposed is what the step is "
+        "longer by than with a reward that costs nothing:"
     )
     lines = ["| arm | step | reward | of the step | exposed | of the step |", "|---|---|---|---|---|---|"]
     for row in content["rows"]:
@@ -318,7 +320,8 @@ def encoder_on_a_cpu(path: Path, content: Content) -> str:
 
 
 def _cpu(content: Content) -> str:
-    return f"{content['torch_threads']} threads of an {content['cpu']}"
+    threads = content["torch_threads"]
+    return f"{threads} thread{'s' if threads > 1 else ''} of an {content['cpu']}"
 
 
 def _source(path: Path, content: Content) -> str:

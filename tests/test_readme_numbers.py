@@ -46,7 +46,7 @@ def test_a_step_of_grpo_is_quoted_arm_by_arm(numbers: ModuleType, filed: Callabl
         }
         for place, arm in enumerate(numbers.QUOTED["bench_grpo"], 1)
     ]
-    settings = {"completions": 64, "tokens": 96, "rounds": 10}
+    settings = {"completions": 64, "tokens": 96, "rounds": 10, "policy": "medium", "micro_batch": 32}
     found = {"policy_parameters": 8_400_000, "reward_has_a_core_of_its_own": True, "rows": rows}
     block = numbers.block(filed("bench_grpo", settings, **found))
     assert "| TRL, fastreward | 4.00 s | 1.00 s | 25 % | 0.25 s | 6.2 % |" in block

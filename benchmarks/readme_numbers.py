@@ -76,7 +76,7 @@ class NumbersError(Exception):
 
 
 def latest(results: Path, suite: str) -> list[tuple[Path, Content]]:
-    """Find a suite's latest evidence on each device and of each policy, in the order of the folders' names."""
+    """Find a suite's latest evidence on each device, and of each policy there, by the folders' names."""
     found: dict[tuple[str, str], tuple[Path, Content]] = {}
     for path in sorted(results.glob(f"*/{suite}-*.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -233,9 +233,9 @@ def grpo_on_a_cpu(path: Path, content: Content) -> str:
         f"A GRPO step of {settings['completions']} completions of {settings['tokens']} tokens each, a policy "
         f"of {content['policy_parameters'] / 1e6:.1f} M parameters on {_cpu(content)}{own_core}, generation "
         f"left out, medians of {settings['rounds']} rounds in turns{_source(path, content)}, by "
-        f"`python benchmarks/bench_grpo.py --policy {settings['policy']} --threads {content['torch_threads']} "
-        f"--micro-batch {settings['micro_batch']} --out benchmarks/results`. Exposed is what the step is "
-        "longer by than with a reward that costs nothing:"
+        f"`python benchmarks/bench_grpo.py --policy {settings['policy']} --micro-batch "
+        f"{settings['micro_batch']} --threads {content['torch_threads']} --out benchmarks/results`. Exposed "
+        "is what the step is longer by than with a reward that costs nothing:"
     )
     lines = ["| arm | step | reward | of the step | exposed | of the step |", "|---|---|---|---|---|---|"]
     for row in content["rows"]:
@@ -255,12 +255,16 @@ def trained_on_a_cpu(path: Path, content: Content) -> str:
     arms: dict[str, list[Row]] = {}
     for row in content["rows"]:
         arms.setdefault(row["stage"], []).append(row["held_out_numbers"])
+    arms_run = [arm for arm in TRAINED_ARMS if arm in arms and arm != "sft"]
+    every = len(arms_run) == len(TRAINED_ARMS) - 1
+    chosen = f"python benchmarks/train_arms.py --arms {' '.join(arms_run)}"
+    command = "make train-arms" if every else chosen
     parameters = next(row["parameters"] for row in content["rows"] if "parameters" in row)
     head = (
         f"A policy of {parameters / 1e6:.1f} M parameters from random weights through continued "
         f"pre-training, fine-tuning and {content['settings']['grpo_steps']} steps of GRPO, asked exam "
         f"questions with numbers that are new to it, mean ± standard deviation over {len(arms['sft'])} seeds "
-        f"(chance is 0.2 of right answers){_source(path, content)}, by `make train-arms`:"
+        f"(chance is 0.2 of right answers){_source(path, content)}, by `{command}`:"
     )
     lines = [f"| after | {' | '.join(TRAINED.values())} |", "|---|---|---|---|"]
     for arm, label in TRAINED_ARMS.items():

@@ -35,7 +35,8 @@ MAX_LENGTH: Final = 8192  # nothing is cut: what is tokenised is waited for
 
 
 class WaitingEncoder:
-    """Takes the place of an encoder and waits in its stead.
+    """Takes the place of an encoder and waits in its stead, to the microsecond: what one wait was late by, as
+    `sleep` is, the next ones are shorter.
 
     Args:
         seconds_per_token: How long.
@@ -48,12 +49,23 @@ class WaitingEncoder:
     def __init__(self, seconds_per_token: float) -> None:
         self.seconds_per_token = seconds_per_token
         self.waits: list[float] = []
+        self._late = 0.0
 
     def embed(self, batch: PackedBatch) -> Tensor:
-        vectors = torch.zeros(len(batch.lengths), 1)  # before the wait, as an encoder launches its work
+        start = time.perf_counter()
+        vectors = torch.zeros(
+            len(batch.lengths), 1
+        )  # as an encoder launches its work, which then takes its time
         self.waits.append(batch.num_tokens * self.seconds_per_token)
-        time.sleep(self.waits[-1])
+        self.wait(self.waits[-1], start)
         return vectors
+
+    def wait(self, seconds: float, start: float | None = None) -> None:
+        """Wait for so long, from `start` or from now on."""
+        start = time.perf_counter() if start is None else start
+        due = start + seconds - self._late
+        time.sleep(max(0.0, due - time.perf_counter()))
+        self._late = time.perf_counter() - due
 
 
 def engine_that_waits(tokenizer: Tokenizer) -> tuple[Engine, WaitingEncoder]:
@@ -102,7 +114,7 @@ def test_overlap(
 
     def wait() -> None:
         for seconds in encoder.waits:
-            time.sleep(seconds)
+            encoder.wait(seconds)
 
     def all_three() -> None:
         """A round: tokenising; both, the encoder waiting for as long as that took; and the waits alone."""

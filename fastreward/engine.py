@@ -13,6 +13,7 @@ from weakref import WeakSet, WeakValueDictionary
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fastreward.backends import resolve_device, resolve_dtype
@@ -84,7 +85,7 @@ class Engine:
         self._config = config
         self._gate = Gate()
         tokens = config.max_batch_tokens or MAX_BATCH_TOKENS[self.device.type]
-        self.batcher = Batcher(self.tokenizer, self.device, tokens, config.progress)
+        self.batcher = Batcher(self.tokenizer, tokens, config.progress)
         self.replicas = Replicas(devices, self.batcher)
         encoders = with_room("the weights", self._build)
         self.hidden_size = encoders[0].hidden_size
@@ -208,7 +209,7 @@ class Engine:
         pointed_at = np.array(reference_rows, dtype=np.int32)
         at: dict[int, Tensor] = {}  # the references where each replica is
 
-        def compute(number: int, batch: PackedBatch, rows: Sequence[int]) -> tuple[Tensor, ...]:
+        def compute(number: int, batch: PackedBatch, rows: NDArray[np.int32]) -> tuple[Tensor, ...]:
             encoder = self._replica(number)
             if number not in at:
                 at[number] = references.to(encoder.device)
@@ -229,7 +230,7 @@ class Engine:
         by_row: dict[int, tuple[Tensor, Tensor]] = {}
         for part in computed:
             hidden, ids = (tensor.split_with_sizes(list(part.lengths)) for tensor in part.results)
-            by_row |= dict(zip(part.rows, zip(hidden, ids, strict=True), strict=True))
+            by_row |= dict(zip(part.rows.tolist(), zip(hidden, ids, strict=True), strict=True))
         rows_in_order = iter(range(len(flat)))
         counts = [1] * len(texts) if windows is None else windows
         parts = [[by_row[next(rows_in_order)] for _ in range(count)] for count in counts]

@@ -15,12 +15,9 @@ from torch import Tensor
 from fastreward.batching import Batcher
 from fastreward.caller import warn_caller
 from fastreward.errors import FastRewardError
-from fastreward.packing import HostBatch, PackedBatch, upload
+from fastreward.packing import HostBatch, upload
 
 T = TypeVar("T")
-
-Texts: TypeAlias = HostBatch | PackedBatch
-"""N texts, on a device or still on the host."""
 
 
 class DeviceMemoryError(FastRewardError, torch.OutOfMemoryError):
@@ -31,18 +28,18 @@ class Computed(NamedTuple):
     """What came of a batch, or of a part of one.
 
     Attributes:
-        rows: Which texts of the call it was, N of them.
+        rows: [N], int32, which texts of the call it was.
         lengths: Their tokens.
         results: What was computed.
     """
 
-    rows: Sequence[int]
+    rows: NDArray[np.int32]
     lengths: Sequence[int]
     results: tuple[Tensor, ...]
 
 
-Function: TypeAlias = Callable[[Texts, Sequence[int]], tuple[Tensor, ...]]
-"""From N texts, and which texts of the call they are, to results; it copies texts that are on the host."""
+Function: TypeAlias = Callable[[HostBatch, NDArray[np.int32]], tuple[Tensor, ...]]
+"""From N texts, which it copies to its device, and which texts of the call they are, to results."""
 
 
 class Recovery:
@@ -60,7 +57,7 @@ class Recovery:
         self._lock = threading.Lock()
         self._said = False
 
-    def compute(self, batch: Texts, rows: Sequence[int], function: Function) -> Iterator[Computed]:
+    def compute(self, batch: HostBatch, rows: NDArray[np.int32], function: Function) -> Iterator[Computed]:
         """Yield what `function` gives for a batch of N texts, or for its parts, which together are all of it.
 
         Raises:
@@ -139,13 +136,13 @@ def in_order(done: list[Computed], device: torch.device) -> Tensor:
 
     Example:
         >>> parts = [
-        ...     Computed([2, 0], [5, 4], (torch.tensor([2.0, 0.0]),)),
-        ...     Computed([1], [3], (torch.ones(1),)),
+        ...     Computed(np.int32([2, 0]), [5, 4], (torch.tensor([2.0, 0.0]),)),
+        ...     Computed(np.int32([1]), [3], (torch.ones(1),)),
         ... ]
         >>> in_order(parts, torch.device("cpu"))
         tensor([0., 1., 2.])
     """
-    rows = np.array([row for part in done for row in part.rows], dtype=np.int32)
+    rows = np.concatenate([part.rows for part in done])
     try:
         ordered = _scattered([part.results[0] for part in done], rows, device)
         done.clear()
@@ -223,9 +220,8 @@ def with_room(wanted: str, load: Callable[[], T]) -> T:
 def _scattered(results: list[Tensor], rows: NDArray[np.int32], device: torch.device) -> Tensor:
     computed = torch.cat(results)
     (order,) = upload([rows], device)
-    ordered = torch.empty_like(computed)
-    ordered[order] = computed
-    return ordered
+    # Assigning to ordered[order] would wake a CPU's threads, for some milliseconds, to copy what is little.
+    return torch.empty_like(computed).index_copy_(0, order.long(), computed)
 
 
 def _does_not_fit(num_tokens: int, failure: str) -> DeviceMemoryError:
@@ -236,7 +232,7 @@ def _does_not_fit(num_tokens: int, failure: str) -> DeviceMemoryError:
     )
 
 
-def _halves(batch: Texts, rows: Sequence[int]) -> list[tuple[Texts, Sequence[int]]]:
+def _halves(batch: HostBatch, rows: NDArray[np.int32]) -> list[tuple[HostBatch, NDArray[np.int32]]]:
     """Split a batch of two texts at least in two of like numbers of tokens; the first half comes last."""
     done, half = 0, batch.num_tokens / 2
     cut = 0
@@ -249,21 +245,13 @@ def _halves(batch: Texts, rows: Sequence[int]) -> list[tuple[Texts, Sequence[int
     ]
 
 
-def _texts(batch: Texts, first: int, last: int, start: int) -> Texts:
+def _texts(batch: HostBatch, first: int, last: int, start: int) -> HostBatch:
     """Texts first … last - 1 of a batch, which begin at its token `start`."""
     lengths = batch.lengths[first:last]
     tokens = slice(start, start + sum(lengths))
-    if isinstance(batch, HostBatch):  # nothing is asked of a device that is full
-        return HostBatch(
-            batch.input_ids[tokens],
-            batch.position_ids[tokens],
-            batch.cu_seqlens[first : last + 1] - np.int32(start),
-            lengths,
-        )
-    # Copies: a view may begin at an address that kernels are compiled apart for.
-    return PackedBatch(
-        batch.input_ids[tokens].clone(),
-        batch.position_ids[tokens].clone(),
-        batch.cu_seqlens[first : last + 1] - start,
+    return HostBatch(
+        batch.input_ids[tokens],
+        batch.position_ids[tokens],
+        batch.cu_seqlens[first : last + 1] - np.int32(start),
         lengths,
     )

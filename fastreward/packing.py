@@ -161,14 +161,27 @@ def token_budget_batches(lengths: Sequence[int], max_tokens: int) -> list[list[i
         >>> token_budget_batches([3, 9, 4, 3], max_tokens=10)
         [[1], [2, 0, 3]]
     """
+    order, cuts = token_budget_cuts(np.array(lengths, dtype=np.int64), max_tokens)
+    return [order[cut].tolist() for cut in cuts]
+
+
+def token_budget_cuts(lengths: NDArray[np.int64], max_tokens: int) -> tuple[NDArray[np.int64], list[slice]]:
+    """Split as `token_budget_batches` does: N indices, the longest text first, and where to cut them.
+
+    Example:
+        >>> order, cuts = token_budget_cuts(np.array([3, 9, 4, 3]), max_tokens=10)
+        >>> order.tolist(), cuts
+        ([1, 2, 0, 3], [slice(0, 1, None), slice(1, 4, None)])
+    """
     if max_tokens < 1:
         raise InputError("a token budget of 1 or more", str(max_tokens), "Pass a larger max_batch_tokens.")
-    batches: list[list[int]] = []
-    room = 0
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if not batches or lengths[index] > room:
-            batches.append([])
-            room = max_tokens
-        batches[-1].append(index)
-        room -= lengths[index]
-    return batches
+    order = np.argsort(-lengths, kind="stable")
+    ends = np.cumsum(lengths[order])
+    cuts: list[slice] = []
+    begin = done = 0
+    while begin < len(order):
+        fitting = int(np.searchsorted(ends, done + max_tokens, side="right"))
+        end = max(begin + 1, fitting)
+        cuts.append(slice(begin, end))
+        begin, done = end, int(ends[end - 1])
+    return order, cuts

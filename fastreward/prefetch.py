@@ -47,7 +47,7 @@ def prefetched(items: Generator[Item]) -> Generator[Item]:
                     if made.error is not None:
                         raise made.error
                     return
-                maker.room.release()
+                maker.room.put(None)
                 yield made
         finally:
             maker.stop()
@@ -61,11 +61,16 @@ class _End:
 
 
 class _Maker(Generic[Item]):
-    """A thread that makes items while there is room, without being told for each, which would take time."""
+    """A thread that makes items while there is room, without being told for each, which would take time.
+
+    Both sides talk by queues that are written in C, and hold no lock which the other could meet.
+    """
 
     def __init__(self, items: Generator[Item]) -> None:
         self.made: SimpleQueue[Item | _End] = SimpleQueue()
-        self.room = threading.Semaphore(AHEAD)
+        self.room: SimpleQueue[None] = SimpleQueue()
+        for _ in range(AHEAD):
+            self.room.put(None)
         self._stopped = False
         context = copy_context()
         self._thread = threading.Thread(target=context.run, args=(self._make, items), daemon=True)
@@ -76,7 +81,7 @@ class _Maker(Generic[Item]):
         error: BaseException | None = None
         try:
             while True:
-                self.room.acquire()
+                self.room.get()
                 if self._stopped:
                     items.close()
                     break
@@ -90,7 +95,7 @@ class _Maker(Generic[Item]):
 
     def stop(self) -> None:
         self._stopped = True
-        self.room.release()
+        self.room.put(None)
         self._thread.join()
 
 

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fastreward.batching import Batcher, TextBatch
@@ -36,7 +38,7 @@ class Replica:
     encoder: Encoder | None = field(default=None, repr=False)
 
 
-Compute: TypeAlias = Callable[[int, PackedBatch, Sequence[int]], tuple[Tensor, ...]]
+Compute: TypeAlias = Callable[[int, PackedBatch, NDArray[np.int32]], tuple[Tensor, ...]]
 """From a replica's number, N texts on its device, and which texts of the call they are, to results there."""
 
 
@@ -100,7 +102,7 @@ class Replicas:
         streams = self._streams[number]
         busy: list[torch.cuda.Event] = []
 
-        def there_and_back(texts: HostBatch | PackedBatch, rows: Sequence[int]) -> tuple[Tensor, ...]:
+        def there_and_back(texts: HostBatch, rows: NDArray[np.int32]) -> tuple[Tensor, ...]:
             if len(busy) > 1:
                 with stage("wait"):
                     busy.pop(0).synchronize()
@@ -155,15 +157,14 @@ def _encoded(
     function: Compute,
     number: int,
     device: torch.device,
-    texts: HostBatch | PackedBatch,
-    rows: Sequence[int],
+    texts: HostBatch,
+    rows: NDArray[np.int32],
 ) -> tuple[Tensor, ...]:
-    """Copy a batch to a replica's device, unless it is there, and compute it."""
-    if isinstance(texts, HostBatch):
-        with stage("copy"):
-            texts = texts.to(device)
+    """Copy a batch to a replica's device and compute it."""
+    with stage("copy"):
+        batch = texts.to(device)
     with stage("encode"):
-        return function(number, texts, rows)
+        return function(number, batch, rows)
 
 
 def _streams(device: torch.device, home: torch.device) -> list[torch.cuda.Stream]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import zip_longest
 from pathlib import Path
 from types import ModuleType
@@ -47,15 +47,22 @@ CPU: Final = torch.device("cpu")
 PRECISIONS: Final[Mapping[torch.dtype, str]] = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 THREAD_TOKENS: Final = 1024
-"""Tokens of one inference for each thread, more or less: half as many and twice as many took 5 % longer in
-int8 and 3 % in bf16. More texts are less alike in length, and what a layer writes leaves the core's cache."""
+"""Tokens of one inference, more or less, which is one thread's: half as many and twice as many took 5 %
+longer in int8 and 3 % in bf16. More texts are less alike in length, and what a layer writes leaves the core's
+cache."""
+
+LEAST_TOKENS: Final = 256
+"""Of an inference, where a batch is cut smaller so that every thread has one."""
+
+INFERENCES_OF_A_BATCH: Final = 4
+"""For each thread: at the end of a batch threads wait for the slowest."""
 
 
 class OpenVINOEncoder:
     """BERT, RoBERTa, XLM-R and ModernBERT on OpenVINO's CPU plugin, over packed tokens.
 
-    A batch is sorted by length and cut into inferences of `THREAD_TOKENS` for each thread. Several threads
-    may call at once.
+    A batch is sorted by length and cut into inferences of about `THREAD_TOKENS`. Each thread computes one of
+    them at a time: threads that share one wait for each other after every product. Several may call at once.
 
     Args:
         checkpoint: Files and settings.
@@ -66,8 +73,8 @@ class OpenVINOEncoder:
         batch_invariant: Refused: OpenVINO's sums depend on how many rows there are.
         calibration: Compute matrix products in int8, by what `calibrate_int8` measured on this encoder; the
             rest stays in `dtype`.
-        threads: Threads of an inference; None takes the cores that this process may use, by its affinity and
-            its control group's quota, and PyTorch's number of threads at most.
+        threads: How many inferences run side by side; None takes the cores that this process may use, by its
+            affinity and its control group's quota, and PyTorch's number of threads at most.
         cache_dir: A folder for compiled graphs, so that the next start is faster; None keeps none.
 
     Raises:
@@ -117,8 +124,8 @@ class OpenVINOEncoder:
 
     @property
     def batch_tokens(self) -> int:
-        """Tokens of a batch that make one inference, of which every thread has its share."""
-        return max(MAX_BATCH_TOKENS["cpu"], THREAD_TOKENS * self.threads)
+        """Tokens of a batch that gives each thread several inferences."""
+        return max(MAX_BATCH_TOKENS["cpu"], INFERENCES_OF_A_BATCH * THREAD_TOKENS * self.threads)
 
     def hidden(self, batch: PackedBatch) -> Tensor:
         """Return the last hidden states, [T, D] in `dtype`."""
@@ -127,17 +134,16 @@ class OpenVINOEncoder:
                 self._states = self._compile(None)
         states = np.zeros((batch.num_tokens, self.hidden_size), dtype=np.float32)
         starts = np.cumsum((0, *batch.lengths))
-        for texts, inputs in self._inferences(batch):
+        for texts, found in self._computed(self._states, batch):
             rows = [np.arange(starts[text], starts[text + 1]) for text in texts]
-            found = self._states.infer(inputs)
             states[np.concatenate(rows)] = found[: sum(map(len, rows))]
         return torch.from_numpy(states).to(self.dtype)
 
     def embed(self, batch: PackedBatch) -> Tensor:
         """Return one unit vector for each text, [N, D], fp32; zeros for a text without tokens."""
         vectors = np.zeros((len(batch.lengths), self.hidden_size), dtype=np.float32)
-        for texts, inputs in self._inferences(batch):
-            vectors[texts] = self._vectors.infer(inputs)
+        for texts, found in self._computed(self._vectors, batch):
+            vectors[texts] = found
         return torch.from_numpy(vectors)
 
     def cosine(self, batch: PackedBatch, references: Tensor, reference_index: Tensor) -> Tensor:
@@ -148,13 +154,26 @@ class OpenVINOEncoder:
             ends = torch.arange(len(vectors) + 1, dtype=torch.int32, device=CPU)
             return pooled_cosine(vectors, ends, references, reference_index, max_seqlen=1)
 
-    def _inferences(self, batch: PackedBatch) -> Iterator[tuple[list[int], list[NDArray[np.int32]]]]:
-        """Cut a batch into inferences: which texts each has, and its inputs. Empty texts are left out."""
+    def _computed(
+        self, compiled: _Compiled, batch: PackedBatch
+    ) -> list[tuple[list[int], NDArray[np.float32]]]:
+        """Cut a batch into inferences, and say of each which texts it has and what it came to.
+
+        Empty texts are in none.
+        """
         ids = batch.input_ids.numpy()
         starts = np.cumsum((0, *batch.lengths))
-        for texts in even_parts(batch.lengths, THREAD_TOKENS * self.threads):
-            part = pack([ids[starts[text] : starts[text + 1]] for text in texts], CPU)
-            yield texts, graph_inputs(part, self._architecture, share_rows=self.pooling != "cls")
+        tokens = min(THREAD_TOKENS, max(LEAST_TOKENS, batch.num_tokens // self.threads))
+        parts = even_parts(batch.lengths, tokens)
+        inputs = (
+            graph_inputs(
+                pack([ids[starts[text] : starts[text + 1]] for text in texts], CPU),
+                self._architecture,
+                share_rows=self.pooling != "cls",
+            )
+            for texts in parts
+        )
+        return [(texts, found) for texts, (found,) in zip(parts, compiled.infer(inputs), strict=True)]
 
     def _compile(self, pooling: Pooling | None) -> _Compiled:
         embeddings, layers = load_layers(
@@ -176,15 +195,25 @@ class _Compiled:
         self._idle: list[InferRequest] = []
         self._lock = threading.Lock()
 
-    def infer(self, inputs: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
-        """Compute the graph's first output."""
-        return self.infer_all(inputs)[0]
+    def infer(self, calls: Iterable[Sequence[NDArray[Any]]]) -> list[list[NDArray[np.float32]]]:
+        """Compute the graph's outputs for the inputs of each call; they run side by side, in their order.
 
-    def infer_all(self, inputs: Sequence[NDArray[Any]]) -> list[NDArray[np.float32]]:
-        """Compute all outputs. They are copies: a request's own memory is written again by the next one."""
-        with self._request() as request:
-            results = request.infer(list(inputs), share_inputs=True, share_outputs=True)
-            return [np.array(results[index]) for index in range(len(self._model.outputs))]
+        Outputs are copies: a request's own memory is written again by the next call.
+        """
+        outputs = range(len(self._model.outputs))
+        with ExitStack() as running:
+            started = []
+            for inputs in calls:
+                request = running.enter_context(self._request())
+                # They must stay until it has ended; so must the request, whatever becomes of the others.
+                running.callback(_ended, request, inputs)
+                request.start_async(list(inputs), share_inputs=True)
+                started.append(request)
+            found = []
+            for request in started:
+                request.wait()
+                found.append([np.array(request.get_output_tensor(index).data) for index in outputs])
+            return found
 
     @contextmanager
     def _request(self) -> Iterator[InferRequest]:
@@ -195,6 +224,12 @@ class _Compiled:
         finally:
             with self._lock:
                 self._idle.append(request)
+
+
+def _ended(request: InferRequest, inputs: Sequence[NDArray[Any]]) -> None:
+    """Wait for a request, and hold its inputs meanwhile."""
+    with suppress(RuntimeError):  # it has failed, which is raised where its outputs are asked for
+        request.wait()
 
 
 def calibrate_int8(
@@ -230,12 +265,11 @@ def calibrate_int8(
     graph = build_graph(architecture, embeddings, layers, pooling=None, product=_recording(inputs))
     measured = _Compiled(_measuring(graph, list(inputs.values())), _options(torch.float32, threads, None))
     texts = [list(ids) for ids in token_ids if ids]
-    parts = []
-    for rows in token_budget_batches([len(ids) for ids in texts], 2 * THREAD_TOKENS):
-        batch = pack([texts[row] for row in rows], CPU)
-        # Not a token more than there are: all of them are measured.
-        found = measured.infer_all(graph_inputs(batch, architecture, token_multiple=1))
-        parts.append((batch.num_tokens, found))
+    cut = token_budget_batches([len(ids) for ids in texts], THREAD_TOKENS)
+    batches = [pack([texts[row] for row in rows], CPU) for rows in cut]
+    # Not a token more than there are: all of them are measured.
+    outputs = measured.infer(graph_inputs(batch, architecture, token_multiple=1) for batch in batches)
+    parts = [(batch.num_tokens, found) for batch, found in zip(batches, outputs, strict=True)]
     total = sum(tokens for tokens, _ in parts)
     ranges = {}
     for index, name in enumerate(inputs):
@@ -296,7 +330,7 @@ def _options(dtype: torch.dtype, threads: int | None, cache_dir: str | Path | No
     """What OpenVINO's CPU plugin is told."""
     options = {
         "INFERENCE_PRECISION_HINT": PRECISIONS[dtype],
-        "NUM_STREAMS": 1,  # two of half the threads each were as fast, and each meets a new shape by itself
+        "NUM_STREAMS": resolve_threads(threads),
         "INFERENCE_NUM_THREADS": resolve_threads(threads),
     }
     return options if cache_dir is None else {**options, "CACHE_DIR": str(cache_dir)}

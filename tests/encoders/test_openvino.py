@@ -175,6 +175,43 @@ def test_many_threads_get_what_one_gets(tiny_folder):
             torch.testing.assert_close(found, right, atol=2e-6, rtol=0)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_batch_of_many_inferences_gets_what_its_texts_get_alone(tiny_folder, monkeypatch, threads):
+    monkeypatch.setattr(openvino_module, "THREAD_TOKENS", 40)
+    encoder, texts = encoder_of(tiny_folder, threads=threads), ragged_ids([5, 0, 30, 7, 2] * 20)
+    alone = [encoder.embed(pack([ids], CPU)) for ids in texts]
+    for _ in range(3):
+        torch.testing.assert_close(encoder.embed(pack(texts, CPU)), torch.cat(alone), atol=2e-6, rtol=0)
+    requests = encoder._vectors._idle
+    assert len(set(map(id, requests))) == len(requests) > threads
+
+
+def long_rows(inputs):
+    """Inputs that fail while they run."""
+    return [*inputs[:6], np.pad(inputs[6], ((0, 0), (0, 3))), inputs[7]]
+
+
+def flat_slots(inputs):
+    """Inputs with which nothing can begin."""
+    return [*inputs[:2], inputs[2].ravel(), *inputs[3:]]
+
+
+@pytest.mark.parametrize("broken", [long_rows, flat_slots])
+def test_an_inference_that_fails_raises_once_the_others_have_ended(tiny_folder, broken):
+    encoder, batch = encoder_of(tiny_folder, threads=2), pack(ragged_ids([9, 4]), CPU)
+    inputs = graph_inputs(batch, encoder._architecture)
+    ((expected,),) = encoder._vectors.infer([inputs])
+    with pytest.raises(RuntimeError):
+        encoder._vectors.infer([inputs, broken(inputs), *[inputs] * 20])
+    requests = encoder._vectors._idle
+    assert len(set(map(id, requests))) == len(requests) == (22 if broken is long_rows else 2)
+    ended = [request.get_output_tensor(0).data.copy() for request in requests]
+    assert sum(np.array_equal(found, expected) for found in ended) >= 1
+    time.sleep(0.05)
+    for request, found in zip(requests, ended, strict=True):
+        assert np.array_equal(request.get_output_tensor(0).data, found)  # nothing is written any more
+
+
 def test_a_compiled_graph_is_read_again_from_its_folder(tiny_folder, tmp_path):
     batch = pack(ragged_ids(), CPU)
     first = encoder_of(tiny_folder, cache_dir=tmp_path).embed(batch)

@@ -69,7 +69,7 @@ class Batcher:
     def batches(self, texts: Sequence[str] | Sequence[TokenIds]) -> Generator[TextBatch]:
         """Yield the batches of N texts, one at least, given as they are or as token ids; longest texts first.
 
-        While a batch is used, a thread makes the next two.
+        While a batch is used, a thread makes the next two. The largest is the first or the second.
         """
         sizes = _sizes(texts)
         total = int(sizes.sum())

@@ -131,7 +131,7 @@ class _Shared:
     """The batches of a call, which several threads take in turn, and what was in them."""
 
     def __init__(self, batches: Generator[TextBatch]) -> None:
-        self.stats = ScorerStats()
+        self._texts = self._tokens = self._truncated = 0
         self._batches: Iterator[TextBatch] | None = batches
         self._lock = threading.Lock()
 
@@ -141,12 +141,15 @@ class _Shared:
             batches = self._batches  # read once: another thread may stop it now
             batch = None if batches is None else next(batches, None)
             if batch is not None:
-                self.stats += ScorerStats(
-                    encoded_texts=len(batch.rows),
-                    tokens=batch.texts.num_tokens,
-                    truncated_texts=batch.truncated,
-                )
+                self._texts += len(batch.rows)
+                self._tokens += batch.texts.num_tokens
+                self._truncated += batch.truncated
             return batch
+
+    @property
+    def stats(self) -> ScorerStats:
+        """What was in the batches that were given out."""
+        return ScorerStats(encoded_texts=self._texts, tokens=self._tokens, truncated_texts=self._truncated)
 
     def stop(self) -> None:
         """Give out no more batches."""

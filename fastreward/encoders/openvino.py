@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import zip_longest
 from pathlib import Path
 from types import ModuleType
@@ -47,15 +48,18 @@ CPU: Final = torch.device("cpu")
 PRECISIONS: Final[Mapping[torch.dtype, str]] = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 THREAD_TOKENS: Final = 1024
-"""Tokens of one inference, more or less, which is one thread's: half as many and twice as many took 5 %
-longer in int8 and 3 % in bf16. More texts are less alike in length, and what a layer writes leaves the core's
-cache."""
+"""Tokens of one inference, more or less, which is one thread's. From 768 to 3,072 they took as long, within
+2 %; more texts are less alike in length, and there are fewer to share out."""
 
 LEAST_TOKENS: Final = 256
-"""Of an inference, where a batch is cut smaller so that every thread has one."""
+"""Of an inference, where a batch is cut smaller so that every thread has one: less leaves the products short
+of rows."""
 
 INFERENCES_OF_A_BATCH: Final = 4
 """For each thread: at the end of a batch threads wait for the slowest."""
+
+WAITING_INFERENCES: Final = 2
+"""For each thread, that are begun at a time: one that runs, and the next."""
 
 
 class OpenVINOEncoder:
@@ -117,10 +121,10 @@ class OpenVINOEncoder:
         self.threads = resolve_threads(threads)
         self.calibration = calibration
         self._checkpoint, self._architecture = checkpoint, architecture
-        self._options = _options(dtype, threads, cache_dir)
-        self._lock = threading.Lock()
-        self._vectors = self._compile(self.pooling)
-        self._states: _Compiled | None = None  # compiled when it is first asked for
+        self._cache_dir = cache_dir
+        self._process = os.getpid()
+        self._compiled: dict[tuple[int, Pooling | None], _Compiled] = {}  # by process and pooling
+        self._graph(self.pooling)
 
     @property
     def batch_tokens(self) -> int:
@@ -129,12 +133,9 @@ class OpenVINOEncoder:
 
     def hidden(self, batch: PackedBatch) -> Tensor:
         """Return the last hidden states, [T, D] in `dtype`."""
-        with self._lock:
-            if self._states is None:
-                self._states = self._compile(None)
         states = np.zeros((batch.num_tokens, self.hidden_size), dtype=np.float32)
         starts = np.cumsum((0, *batch.lengths))
-        for texts, found in self._computed(self._states, batch):
+        for texts, found in self._computed(None, batch):
             rows = [np.arange(starts[text], starts[text + 1]) for text in texts]
             states[np.concatenate(rows)] = found[: sum(map(len, rows))]
         return torch.from_numpy(states).to(self.dtype)
@@ -142,7 +143,7 @@ class OpenVINOEncoder:
     def embed(self, batch: PackedBatch) -> Tensor:
         """Return one unit vector for each text, [N, D], fp32; zeros for a text without tokens."""
         vectors = np.zeros((len(batch.lengths), self.hidden_size), dtype=np.float32)
-        for texts, found in self._computed(self._vectors, batch):
+        for texts, found in self._computed(self.pooling, batch):
             vectors[texts] = found
         return torch.from_numpy(vectors)
 
@@ -155,16 +156,15 @@ class OpenVINOEncoder:
             return pooled_cosine(vectors, ends, references, reference_index, max_seqlen=1)
 
     def _computed(
-        self, compiled: _Compiled, batch: PackedBatch
-    ) -> list[tuple[list[int], NDArray[np.float32]]]:
+        self, pooling: Pooling | None, batch: PackedBatch
+    ) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
         """Cut a batch into inferences, and say of each which texts it has and what it came to.
 
         Empty texts are in none.
         """
         ids = batch.input_ids.numpy()
         starts = np.cumsum((0, *batch.lengths))
-        tokens = min(THREAD_TOKENS, max(LEAST_TOKENS, batch.num_tokens // self.threads))
-        parts = even_parts(batch.lengths, tokens)
+        parts = even_parts(batch.lengths, num_parts(batch.num_tokens, self.threads))
         inputs = (
             graph_inputs(
                 pack([ids[starts[text] : starts[text + 1]] for text in texts], CPU),
@@ -173,63 +173,102 @@ class OpenVINOEncoder:
             )
             for texts in parts
         )
-        return [(texts, found) for texts, (found,) in zip(parts, compiled.infer(inputs), strict=True)]
+        for texts, (found,) in zip(parts, self._graph(pooling).infer(inputs), strict=True):
+            yield texts, found
+
+    def _graph(self, pooling: Pooling | None) -> _Compiled:
+        """The compiled graph of this process, compiled when it is first asked for."""
+        with _lock_of_process():
+            key = os.getpid(), pooling
+            if key not in self._compiled:
+                self._compiled[key] = self._compile(pooling)
+            return self._compiled[key]
 
     def _compile(self, pooling: Pooling | None) -> _Compiled:
-        embeddings, layers = load_layers(
-            self._checkpoint, self._architecture, CPU, torch.float32, splits_last_query=self.pooling == "cls"
-        )
-        product = None
-        if self.calibration is not None:
-            _check_belongs(self.calibration, layers, self._checkpoint)
-            product = int8_product(self.calibration)
-        graph = build_graph(self._architecture, embeddings, layers, pooling=pooling, product=product)
-        return _Compiled(graph, self._options)
+        # A process that was forked has not the threads of its parent's streams, nor those of its parent's
+        # PyTorch, and starts no new ones: it waits for nobody with a stream in one thread.
+        forked = os.getpid() != self._process
+        with _one_torch_thread() if forked else nullcontext():
+            embeddings, layers = load_layers(
+                self._checkpoint,
+                self._architecture,
+                CPU,
+                torch.float32,
+                splits_last_query=self.pooling == "cls",
+            )
+            product = None
+            if self.calibration is not None:
+                _check_belongs(self.calibration, layers, self._checkpoint)
+                product = int8_product(self.calibration)
+            graph = build_graph(self._architecture, embeddings, layers, pooling=pooling, product=product)
+        return _Compiled(graph, self.dtype, 1 if forked else self.threads, self._cache_dir)
 
 
 class _Compiled:
-    """A compiled graph, and the requests that threads take turns with."""
+    """A compiled graph, and the requests that callers take turns with.
 
-    def __init__(self, graph: Model, options: Mapping[str, Any]) -> None:
-        self._model: CompiledModel = _core().compile_model(graph, "CPU", dict(options))
+    Args:
+        graph: What is compiled.
+        dtype: In which precision; with int8 products that of everything else.
+        threads: How many inferences run side by side, one in each.
+        cache_dir: Where compiled graphs are kept, if anywhere.
+    """
+
+    def __init__(
+        self, graph: Model, dtype: torch.dtype, threads: int, cache_dir: str | Path | None = None
+    ) -> None:
+        options = {
+            "INFERENCE_PRECISION_HINT": PRECISIONS[dtype],
+            "NUM_STREAMS": threads,
+            "INFERENCE_NUM_THREADS": threads,
+        }
+        if cache_dir is not None:
+            options["CACHE_DIR"] = str(cache_dir)
+        self._model: CompiledModel = _core().compile_model(graph, "CPU", options)
+        self._most = WAITING_INFERENCES * threads
         self._idle: list[InferRequest] = []
         self._lock = threading.Lock()
 
-    def infer(self, calls: Iterable[Sequence[NDArray[Any]]]) -> list[list[NDArray[np.float32]]]:
-        """Compute the graph's outputs for the inputs of each call; they run side by side, in their order.
+    def infer(
+        self, calls: Iterable[Sequence[NDArray[Any]]]
+    ) -> Generator[list[NDArray[np.float32]], None, None]:
+        """Yield the graph's outputs for the inputs of each call, in their order; calls run side by side.
 
         Outputs are copies: a request's own memory is written again by the next call.
         """
-        outputs = range(len(self._model.outputs))
-        with ExitStack() as running:
-            started = []
-            for inputs in calls:
-                request = running.enter_context(self._request())
-                # They must stay until it has ended; so must the request, whatever becomes of the others.
-                running.callback(_ended, request, inputs)
-                request.start_async(list(inputs), share_inputs=True)
-                started.append(request)
-            found = []
-            for request in started:
-                request.wait()
-                found.append([np.array(request.get_output_tensor(index).data) for index in outputs])
-            return found
-
-    @contextmanager
-    def _request(self) -> Iterator[InferRequest]:
-        with self._lock:
-            request = self._idle.pop() if self._idle else self._model.create_infer_request()
+        # The inputs of each are held until it has ended.
+        running: deque[tuple[InferRequest, Sequence[NDArray[Any]]]] = deque()
         try:
-            yield request
-        finally:
-            with self._lock:
-                self._idle.append(request)
+            for inputs in calls:
+                if len(running) == self._most:
+                    yield self._first_ended(running)
+                running.append((self._request(), inputs))
+                running[-1][0].start_async(list(inputs), share_inputs=True)
+            while running:
+                yield self._first_ended(running)
+        finally:  # also where one of them has failed, or the caller wants no more
+            for request, _ in running:
+                with suppress(RuntimeError):
+                    request.wait()
+                self._give_back(request)
 
-
-def _ended(request: InferRequest, inputs: Sequence[NDArray[Any]]) -> None:
-    """Wait for a request, and hold its inputs meanwhile."""
-    with suppress(RuntimeError):  # it has failed, which is raised where its outputs are asked for
+    def _first_ended(
+        self, running: deque[tuple[InferRequest, Sequence[NDArray[Any]]]]
+    ) -> list[NDArray[np.float32]]:
+        request, _ = running[0]
         request.wait()
+        found = [np.array(request.get_output_tensor(index).data) for index in range(len(self._model.outputs))]
+        running.popleft()
+        self._give_back(request)
+        return found
+
+    def _request(self) -> InferRequest:
+        with self._lock:
+            return self._idle.pop() if self._idle else self._model.create_infer_request()
+
+    def _give_back(self, request: InferRequest) -> None:
+        with self._lock:
+            self._idle.append(request)
 
 
 def calibrate_int8(
@@ -263,13 +302,15 @@ def calibrate_int8(
     embeddings, layers = load_layers(checkpoint, architecture, CPU, torch.float32, splits_last_query=False)
     inputs: dict[str, Any] = {}
     graph = build_graph(architecture, embeddings, layers, pooling=None, product=_recording(inputs))
-    measured = _Compiled(_measuring(graph, list(inputs.values())), _options(torch.float32, threads, None))
+    measuring = _measuring(graph, list(inputs.values()))
+    measured = _Compiled(measuring, torch.float32, resolve_threads(threads))
     texts = [list(ids) for ids in token_ids if ids]
     cut = token_budget_batches([len(ids) for ids in texts], THREAD_TOKENS)
-    batches = [pack([texts[row] for row in rows], CPU) for rows in cut]
+    counts = [sum(len(texts[row]) for row in rows) for rows in cut]
+    batches = (pack([texts[row] for row in rows], CPU) for rows in cut)
     # Not a token more than there are: all of them are measured.
     outputs = measured.infer(graph_inputs(batch, architecture, token_multiple=1) for batch in batches)
-    parts = [(batch.num_tokens, found) for batch, found in zip(batches, outputs, strict=True)]
+    parts = list(zip(counts, outputs, strict=True))
     total = sum(tokens for tokens, _ in parts)
     ranges = {}
     for index, name in enumerate(inputs):
@@ -279,20 +320,31 @@ def calibrate_int8(
     return Calibration(layer_digests(layers), ranges, total)
 
 
-def even_parts(lengths: Sequence[int], tokens: int) -> list[list[int]]:
-    """Split texts into parts of about so many tokens, none of them a small remainder, longest texts first.
+def num_parts(tokens: int, threads: int) -> int:
+    """How many inferences make a batch of so many tokens: as many a thread, unless they would be small.
+
+    Example:
+        >>> num_parts(8192, threads=2), num_parts(5000, threads=2), num_parts(300, threads=2)
+        (8, 4, 1)
+    """
+    if tokens < threads * LEAST_TOKENS:
+        return max(1, tokens // LEAST_TOKENS)
+    return threads * max(1, round(tokens / (threads * THREAD_TOKENS)))
+
+
+def even_parts(lengths: Sequence[int], count: int) -> list[list[int]]:
+    """Split texts into so many parts of about the same number of tokens, or fewer; longest texts first.
 
     Args:
         lengths: Tokens of each text; empty ones are in no part.
-        tokens: Of a part, more or less.
+        count: 1 or more.
 
     Example:
-        >>> even_parts([4, 0, 9, 5], 8)
+        >>> even_parts([4, 0, 9, 5], 2)
         [[2], [3, 0]]
     """
     order = sorted((text for text, length in enumerate(lengths) if length), key=lambda text: -lengths[text])
     total = sum(lengths)
-    count = max(1, round(total / tokens))
     parts: list[list[int]] = [[] for _ in range(count)]
     done = 0
     for text in order:
@@ -326,14 +378,14 @@ def _measuring(graph: Model, nodes: Sequence[Node]) -> Model:
     return Model(results, graph.get_parameters(), "calibration")
 
 
-def _options(dtype: torch.dtype, threads: int | None, cache_dir: str | Path | None) -> dict[str, Any]:
-    """What OpenVINO's CPU plugin is told."""
-    options = {
-        "INFERENCE_PRECISION_HINT": PRECISIONS[dtype],
-        "NUM_STREAMS": resolve_threads(threads),
-        "INFERENCE_NUM_THREADS": resolve_threads(threads),
-    }
-    return options if cache_dir is None else {**options, "CACHE_DIR": str(cache_dir)}
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _import_openvino() -> ModuleType:
@@ -347,7 +399,11 @@ def _import_openvino() -> ModuleType:
     return module
 
 
-_locks: Final[dict[int, threading.Lock]] = {}  # by process: one that is forked waits for no parent's thread
+_locks: Final[dict[int, threading.RLock]] = {}  # by process: one that is forked waits for no parent's thread
+
+
+def _lock_of_process() -> threading.RLock:
+    return _locks.setdefault(os.getpid(), threading.RLock())
 
 
 def _core() -> Core:
@@ -356,7 +412,7 @@ def _core() -> Core:
     Its CPU plugin gives the thread that loads it a stack for signals. The plugins of several cores restore
     each other's: once one is gone, the stack may be freed memory, and the next signal ends the process.
     """
-    with _locks.setdefault(os.getpid(), threading.Lock()):
+    with _lock_of_process():
         return _made_core()
 
 

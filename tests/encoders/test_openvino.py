@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import multiprocessing
 import random
 import subprocess
 import sys
@@ -45,6 +46,7 @@ from fastreward.encoders.openvino import (
     calibrate_int8,
     check_multiplies,
     even_parts,
+    num_parts,
 )
 from fastreward.encoders.openvino import _core as openvino_core
 from fastreward.encoders.openvino_graph import Input
@@ -182,7 +184,7 @@ def test_a_batch_of_many_inferences_gets_what_its_texts_get_alone(tiny_folder, m
     alone = [encoder.embed(pack([ids], CPU)) for ids in texts]
     for _ in range(3):
         torch.testing.assert_close(encoder.embed(pack(texts, CPU)), torch.cat(alone), atol=2e-6, rtol=0)
-    requests = encoder._vectors._idle
+    requests = encoder._graph(encoder.pooling)._idle
     assert len(set(map(id, requests))) == len(requests) > threads
 
 
@@ -200,16 +202,40 @@ def flat_slots(inputs):
 def test_an_inference_that_fails_raises_once_the_others_have_ended(tiny_folder, broken):
     encoder, batch = encoder_of(tiny_folder, threads=2), pack(ragged_ids([9, 4]), CPU)
     inputs = graph_inputs(batch, encoder._architecture)
-    ((expected,),) = encoder._vectors.infer([inputs])
+    ((expected,),) = encoder._graph(encoder.pooling).infer([inputs])
     with pytest.raises(RuntimeError):
-        encoder._vectors.infer([inputs, broken(inputs), *[inputs] * 20])
-    requests = encoder._vectors._idle
-    assert len(set(map(id, requests))) == len(requests) == (22 if broken is long_rows else 2)
-    ended = [request.get_output_tensor(0).data.copy() for request in requests]
+        list(encoder._graph(encoder.pooling).infer([inputs, broken(inputs), *[inputs] * 20]))
+    requests = encoder._graph(encoder.pooling)._idle
+    assert len(set(map(id, requests))) == len(requests) == (4 if broken is long_rows else 2)
+    # One that still ran would refuse to say.
+    ended = [request.get_output_tensor(0).data for request in requests]
     assert sum(np.array_equal(found, expected) for found in ended) >= 1
-    time.sleep(0.05)
-    for request, found in zip(requests, ended, strict=True):
-        assert np.array_equal(request.get_output_tensor(0).data, found)  # nothing is written any more
+
+
+def test_a_forked_process_computes_in_a_thread_of_its_own(tiny_folder):
+    encoder, batch = encoder_of(tiny_folder, threads=2), pack(ragged_ids([200, 90, 4] * 4), CPU)
+    expected = encoder.embed(batch), encoder.hidden(batch)[::50]  # the threads of this process have started
+    fork = multiprocessing.get_context("fork")
+    results = fork.SimpleQueue()
+    child = fork.Process(
+        target=lambda: results.put([encoder.embed(batch).tolist(), encoder.hidden(batch)[::50].tolist()]),
+        daemon=True,
+    )
+    child.start()
+    child.join(timeout=60)
+    assert child.exitcode == 0
+    for found, right in zip(results.get(), expected, strict=True):
+        torch.testing.assert_close(torch.tensor(found), right, atol=2e-6, rtol=0)
+    torch.testing.assert_close(encoder.embed(batch), expected[0])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 64])
+def test_every_thread_has_as_many_inferences_unless_they_would_be_small(threads):
+    for tokens in (1, 255, 256, 600, 1024, 4000, 16_384, 10**6):
+        count = num_parts(tokens, threads)
+        assert count % threads == 0 or tokens / (count + 1) < 256
+        assert count == 1 or tokens / count >= 256
+        assert tokens / count <= 1.5 * 1024
 
 
 def test_a_compiled_graph_is_read_again_from_its_folder(tiny_folder, tmp_path):
@@ -240,7 +266,7 @@ def test_bf16_vectors_are_near_those_of_fp32(tiny_checkpoint, family):
 
 def passes(encoder):
     """What OpenVINO made of an encoder's graph: for each pass its kind and how it is computed."""
-    nodes = encoder._vectors._model.get_runtime_model().get_ops()
+    nodes = encoder._graph(encoder.pooling)._model.get_runtime_model().get_ops()
     infos = [{key: value.astype(str) for key, value in node.get_rt_info().items()} for node in nodes]
     return [f"{info['layerType']} {info['primitiveType']}" for info in infos]
 
@@ -529,9 +555,10 @@ def test_weights_are_rounded_row_by_row_to_half_a_step():
 # ------------------------------------------------------------------------------ inputs and options
 
 
-@given(st.lists(st.integers(0, 300), max_size=60), st.sampled_from([64, 512, 1024]))
-def test_parts_hold_each_text_with_tokens_once_and_are_of_like_size(lengths, tokens):
-    parts = even_parts(lengths, tokens)
+@given(st.lists(st.integers(0, 300), max_size=60), st.integers(1, 20))
+def test_parts_hold_each_text_with_tokens_once_and_are_of_like_size(lengths, count):
+    parts = even_parts(lengths, count)
+    tokens = sum(lengths) / count
     assert sorted(text for part in parts for text in part) == [
         n for n, length in enumerate(lengths) if length
     ]
@@ -547,7 +574,7 @@ def test_less_than_three_per_cent_of_the_tokens_of_explanations_are_nobodys(mini
     lengths = sorted(len(ids) for texts in graded[1] for ids in texts)
     architecture = load_checkpoint(minilm_folder).architecture
     computed = 0
-    for texts in even_parts(lengths, 1024):
+    for texts in even_parts(lengths, num_parts(sum(lengths), 2)):
         part = pack([[5] * lengths[text] for text in texts], CPU)
         computed += len(graph_inputs(part, architecture)[0])
     assert sum(lengths) <= computed <= 1.03 * sum(lengths)
@@ -586,7 +613,7 @@ def test_slots_that_have_no_position_hold_texts_that_share_a_row(tiny_checkpoint
 def test_of_the_slots_of_attention_85_in_100_hold_a_token_of_explanations(graded):
     lengths = [len(ids) for texts in graded[1] for ids in texts]
     slots = 0
-    for texts in even_parts(lengths, 2048):
+    for texts in even_parts(lengths, num_parts(sum(lengths), 2)):
         starts = shared_rows([lengths[text] for text in texts], room := -(-lengths[texts[0]] // 16) * 16)
         slots += (max(starts) // room + 1) * room
     assert sum(lengths) <= slots <= sum(lengths) / 0.85

@@ -7,7 +7,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
 from types import ModuleType
@@ -123,7 +123,8 @@ class OpenVINOEncoder:
         self._checkpoint, self._architecture = checkpoint, architecture
         self._cache_dir = cache_dir
         self._process = os.getpid()
-        self._compiled: dict[tuple[int, Pooling | None], _Compiled] = {}  # by process and pooling
+        self._lock = threading.Lock()
+        self._compiled: dict[Pooling | None, _Compiled] = {}
         self._graph(self.pooling)
 
     @property
@@ -177,31 +178,29 @@ class OpenVINOEncoder:
             yield texts, found
 
     def _graph(self, pooling: Pooling | None) -> _Compiled:
-        """The compiled graph of this process, compiled when it is first asked for."""
-        with _lock_of_process():
-            key = os.getpid(), pooling
-            if key not in self._compiled:
-                self._compiled[key] = self._compile(pooling)
-            return self._compiled[key]
+        """The compiled graph with this pooling, compiled when it is first asked for."""
+        if os.getpid() != self._process:
+            # OpenVINO would wait for its threads, for ever: they are the parent's.
+            raise BackendUnavailableError(
+                "an OpenVINO encoder in the process that made it",
+                f"process {os.getpid()}, forked from {self._process}",
+                "Start processes with 'spawn', or pass backend='onnx'.",
+            )
+        with self._lock:
+            if pooling not in self._compiled:
+                self._compiled[pooling] = self._compile(pooling)
+            return self._compiled[pooling]
 
     def _compile(self, pooling: Pooling | None) -> _Compiled:
-        # A process that was forked has not the threads of its parent's streams, nor those of its parent's
-        # PyTorch, and starts no new ones: it waits for nobody with a stream in one thread.
-        forked = os.getpid() != self._process
-        with _one_torch_thread() if forked else nullcontext():
-            embeddings, layers = load_layers(
-                self._checkpoint,
-                self._architecture,
-                CPU,
-                torch.float32,
-                splits_last_query=self.pooling == "cls",
-            )
-            product = None
-            if self.calibration is not None:
-                _check_belongs(self.calibration, layers, self._checkpoint)
-                product = int8_product(self.calibration)
-            graph = build_graph(self._architecture, embeddings, layers, pooling=pooling, product=product)
-        return _Compiled(graph, self.dtype, 1 if forked else self.threads, self._cache_dir)
+        embeddings, layers = load_layers(
+            self._checkpoint, self._architecture, CPU, torch.float32, splits_last_query=self.pooling == "cls"
+        )
+        product = None
+        if self.calibration is not None:
+            _check_belongs(self.calibration, layers, self._checkpoint)
+            product = int8_product(self.calibration)
+        graph = build_graph(self._architecture, embeddings, layers, pooling=pooling, product=product)
+        return _Compiled(graph, self.dtype, self.threads, self._cache_dir)
 
 
 class _Compiled:
@@ -378,16 +377,6 @@ def _measuring(graph: Model, nodes: Sequence[Node]) -> Model:
     return Model(results, graph.get_parameters(), "calibration")
 
 
-@contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _import_openvino() -> ModuleType:
     try:
         import openvino
@@ -399,11 +388,7 @@ def _import_openvino() -> ModuleType:
     return module
 
 
-_locks: Final[dict[int, threading.RLock]] = {}  # by process: one that is forked waits for no parent's thread
-
-
-def _lock_of_process() -> threading.RLock:
-    return _locks.setdefault(os.getpid(), threading.RLock())
+_locks: Final[dict[int, threading.Lock]] = {}  # by process: one that is forked waits for no parent's thread
 
 
 def _core() -> Core:
@@ -412,7 +397,7 @@ def _core() -> Core:
     Its CPU plugin gives the thread that loads it a stack for signals. The plugins of several cores restore
     each other's: once one is gone, the stack may be freed memory, and the next signal ends the process.
     """
-    with _lock_of_process():
+    with _locks.setdefault(os.getpid(), threading.Lock()):
         return _made_core()
 
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import threading
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -32,20 +28,16 @@ from fastreward.encoders.openvino_graph import (
 )
 from fastreward.encoders.openvino_inputs import graph_inputs
 from fastreward.encoders.openvino_int8 import Calibration, InputRange, int8_product, layer_digests
+from fastreward.encoders.openvino_runtime import PRECISIONS, CompiledGraph, core, import_openvino
 from fastreward.encoders.weights import Layer, load_layers
 from fastreward.errors import BackendUnavailableError, CheckpointError, InputError
 from fastreward.ops.pooled_cosine import POOLINGS, Pooling, pooled_cosine
 from fastreward.packing import PackedBatch, pack, token_budget_batches
 
 if TYPE_CHECKING:
-    from openvino import CompiledModel, Core, InferRequest, Model, Node
-
-INSTALL: Final = 'pip install "fastreward[openvino]"'
+    from openvino import Model, Node
 
 CPU: Final = torch.device("cpu")
-
-# OpenVINO's names of the precisions; with int8 products they are those of everything else.
-PRECISIONS: Final[Mapping[torch.dtype, str]] = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 THREAD_TOKENS: Final = 1024
 """Tokens of one inference, more or less, which is one thread's. From 768 to 3,072 they took as long, within
@@ -57,9 +49,6 @@ of rows."""
 
 INFERENCES_OF_A_BATCH: Final = 4
 """For each thread: at the end of a batch threads wait for the slowest."""
-
-WAITING_INFERENCES: Final = 2
-"""For each thread, that are begun at a time: one that runs, and the next."""
 
 
 class OpenVINOEncoder:
@@ -124,7 +113,7 @@ class OpenVINOEncoder:
         self._cache_dir = cache_dir
         self._process = os.getpid()
         self._lock = threading.Lock()
-        self._compiled: dict[Pooling | None, _Compiled] = {}
+        self._compiled: dict[Pooling | None, CompiledGraph] = {}
         self._graph(self.pooling)
 
     @property
@@ -177,7 +166,7 @@ class OpenVINOEncoder:
         for texts, (found,) in zip(parts, self._graph(pooling).infer(inputs), strict=True):
             yield texts, found
 
-    def _graph(self, pooling: Pooling | None) -> _Compiled:
+    def _graph(self, pooling: Pooling | None) -> CompiledGraph:
         """The compiled graph with this pooling, compiled when it is first asked for."""
         if os.getpid() != self._process:
             # OpenVINO would wait for its threads, for ever: they are the parent's.
@@ -191,7 +180,7 @@ class OpenVINOEncoder:
                 self._compiled[pooling] = self._compile(pooling)
             return self._compiled[pooling]
 
-    def _compile(self, pooling: Pooling | None) -> _Compiled:
+    def _compile(self, pooling: Pooling | None) -> CompiledGraph:
         embeddings, layers = load_layers(
             self._checkpoint, self._architecture, CPU, torch.float32, splits_last_query=self.pooling == "cls"
         )
@@ -200,74 +189,7 @@ class OpenVINOEncoder:
             _check_belongs(self.calibration, layers, self._checkpoint)
             product = int8_product(self.calibration)
         graph = build_graph(self._architecture, embeddings, layers, pooling=pooling, product=product)
-        return _Compiled(graph, self.dtype, self.threads, self._cache_dir)
-
-
-class _Compiled:
-    """A compiled graph, and the requests that callers take turns with.
-
-    Args:
-        graph: What is compiled.
-        dtype: In which precision; with int8 products that of everything else.
-        threads: How many inferences run side by side, one in each.
-        cache_dir: Where compiled graphs are kept, if anywhere.
-    """
-
-    def __init__(
-        self, graph: Model, dtype: torch.dtype, threads: int, cache_dir: str | Path | None = None
-    ) -> None:
-        options = {
-            "INFERENCE_PRECISION_HINT": PRECISIONS[dtype],
-            "NUM_STREAMS": threads,
-            "INFERENCE_NUM_THREADS": threads,
-        }
-        if cache_dir is not None:
-            options["CACHE_DIR"] = str(cache_dir)
-        self._model: CompiledModel = _core().compile_model(graph, "CPU", options)
-        self._most = WAITING_INFERENCES * threads
-        self._idle: list[InferRequest] = []
-        self._lock = threading.Lock()
-
-    def infer(
-        self, calls: Iterable[Sequence[NDArray[Any]]]
-    ) -> Generator[list[NDArray[np.float32]], None, None]:
-        """Yield the graph's outputs for the inputs of each call, in their order; calls run side by side.
-
-        Outputs are copies: a request's own memory is written again by the next call.
-        """
-        # The inputs of each are held until it has ended.
-        running: deque[tuple[InferRequest, Sequence[NDArray[Any]]]] = deque()
-        try:
-            for inputs in calls:
-                if len(running) == self._most:
-                    yield self._first_ended(running)
-                running.append((self._request(), inputs))
-                running[-1][0].start_async(list(inputs), share_inputs=True)
-            while running:
-                yield self._first_ended(running)
-        finally:  # also where one of them has failed, or the caller wants no more
-            for request, _ in running:
-                with suppress(RuntimeError):
-                    request.wait()
-                self._give_back(request)
-
-    def _first_ended(
-        self, running: deque[tuple[InferRequest, Sequence[NDArray[Any]]]]
-    ) -> list[NDArray[np.float32]]:
-        request, _ = running[0]
-        request.wait()
-        found = [np.array(request.get_output_tensor(index).data) for index in range(len(self._model.outputs))]
-        running.popleft()
-        self._give_back(request)
-        return found
-
-    def _request(self) -> InferRequest:
-        with self._lock:
-            return self._idle.pop() if self._idle else self._model.create_infer_request()
-
-    def _give_back(self, request: InferRequest) -> None:
-        with self._lock:
-            self._idle.append(request)
+        return CompiledGraph(graph, self.dtype, self.threads, self._cache_dir)
 
 
 def calibrate_int8(
@@ -296,13 +218,13 @@ def calibrate_int8(
     """
     if not any(token_ids):
         raise InputError("texts to calibrate with", f"{len(token_ids)} texts of no token", "Pass some.")
-    _import_openvino()
+    import_openvino()
     architecture = checkpoint.architecture
     embeddings, layers = load_layers(checkpoint, architecture, CPU, torch.float32, splits_last_query=False)
     inputs: dict[str, Any] = {}
     graph = build_graph(architecture, embeddings, layers, pooling=None, product=_recording(inputs))
     measuring = _measuring(graph, list(inputs.values()))
-    measured = _Compiled(measuring, torch.float32, resolve_threads(threads))
+    measured = CompiledGraph(measuring, torch.float32, resolve_threads(threads))
     texts = [list(ids) for ids in token_ids if ids]
     cut = token_budget_batches([len(ids) for ids in texts], THREAD_TOKENS)
     counts = [sum(len(texts[row]) for row in rows) for rows in cut]
@@ -377,36 +299,6 @@ def _measuring(graph: Model, nodes: Sequence[Node]) -> Model:
     return Model(results, graph.get_parameters(), "calibration")
 
 
-def _import_openvino() -> ModuleType:
-    try:
-        import openvino
-    except ImportError as error:
-        raise BackendUnavailableError(
-            "OpenVINO", f"none that can be imported ({error})", f"{INSTALL}."
-        ) from error
-    module: ModuleType = openvino
-    return module
-
-
-_locks: Final[dict[int, threading.Lock]] = {}  # by process: one that is forked waits for no parent's thread
-
-
-def _core() -> Core:
-    """The process's one OpenVINO core, which stays.
-
-    Its CPU plugin gives the thread that loads it a stack for signals. The plugins of several cores restore
-    each other's: once one is gone, the stack may be freed memory, and the next signal ends the process.
-    """
-    with _locks.setdefault(os.getpid(), threading.Lock()):
-        return _made_core()
-
-
-@functools.cache
-def _made_core() -> Core:
-    core: Core = _import_openvino().Core()
-    return core
-
-
 def _check(
     device: torch.device,
     dtype: torch.dtype,
@@ -434,8 +326,8 @@ def _check(
         raise BackendUnavailableError(
             "a CPU with VNNI for products in int8", "one without it", "Pass calibration=None."
         )
-    _import_openvino()
-    check_multiplies(dtype, _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    import_openvino()
+    check_multiplies(dtype, core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
 def check_multiplies(dtype: torch.dtype, able: Sequence[str]) -> None:

@@ -43,6 +43,7 @@ from fastreward.tokenization import Tokenizer
 pytest.importorskip("openvino", reason="needs the extra openvino")
 
 from fastreward.encoders import openvino as openvino_module
+from fastreward.encoders import openvino_runtime
 from fastreward.encoders.openvino import (
     OpenVINOEncoder,
     calibrate_int8,
@@ -50,9 +51,9 @@ from fastreward.encoders.openvino import (
     even_parts,
     num_parts,
 )
-from fastreward.encoders.openvino import _core as openvino_core
 from fastreward.encoders.openvino_graph import Input
 from fastreward.encoders.openvino_inputs import graph_inputs, shared_rows
+from fastreward.encoders.openvino_runtime import core as openvino_core
 
 CPU = torch.device("cpu")
 LENGTHS = [3, 1, 17, 17, 64, 200, 2, 40]
@@ -655,9 +656,9 @@ def test_threads_that_begin_together_share_one_core(monkeypatch):
         made.append(object())
         return made[-1]
 
-    monkeypatch.setattr(openvino_module, "_import_openvino", lambda: SimpleNamespace(Core=new_core))
-    fresh = functools.cache(openvino_module._made_core.__wrapped__)
-    monkeypatch.setattr(openvino_module, "_made_core", fresh)
+    monkeypatch.setattr(openvino_runtime, "import_openvino", lambda: SimpleNamespace(Core=new_core))
+    fresh = functools.cache(openvino_runtime._made.__wrapped__)
+    monkeypatch.setattr(openvino_runtime, "_made", fresh)
     start = threading.Barrier(4)
 
     def begin(_):
